@@ -1,0 +1,42 @@
+"""Packaging of taf_fast.
+
+The Triton kernels live in the top-level folder ``kernels/`` and are installed as
+``taf_fast.kernels``: a top-level package named ``kernels`` would shadow Hugging Face's.
+The symlink ``taf_fast/kernels`` makes the same import work from a source tree and in an
+editable install.
+"""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+
+setup(
+    name="taf_fast",
+    version="0.1.0",
+    description="Temporal Adversarial Fine-tuning (TAF, IJCAI 2023) for video models: fused ops, augmentation, step, trainer",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    python_requires=">=3.10",
+    packages=[*find_packages(include=["taf_fast", "taf_fast.*"]), "taf_fast.kernels"],
+    package_dir={"taf_fast.kernels": "kernels"},
+    install_requires=[
+        "torch>=2.11",
+        "triton>=3.6",
+        "numpy",
+        "safetensors",
+        "typer",
+        "rich",
+        "pyyaml",
+        "pillow",
+        "matplotlib",
+        "av",
+    ],
+    extras_require={
+        # DALI's wheel names its CUDA version; its CPU operators run without a GPU.
+        "dali": ["nvidia-dali-cuda130"],
+        "dev": ["pytest", "pytest-benchmark", "hypothesis", "ruff"],
+    },
+    entry_points={"console_scripts": ["taf-fast = taf_fast.cli:main"]},
+)

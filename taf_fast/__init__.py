@@ -1,0 +1,1 @@
+"""Temporal Adversarial Fine-tuning (TAF, IJCAI 2023) for video models."""
