@@ -1,0 +1,117 @@
+"""The main job in small: synthetic videos, a baseline, plain fine-tuning and TAF, one table."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from taf_fast.data import read_ssv2, scan
+from taf_fast.data.synth import LONG_TERM, write_ssv2
+from taf_fast.report.attention import draw_attention
+from taf_fast.report.curves import draw_loss_curves
+from taf_fast.run.config import FinetuneConfig
+from taf_fast.run.files import write_text
+from taf_fast.run.finetune import Result, finetune
+from taf_fast.run.progress import Progress
+
+# Sized for two CPU cores and a few minutes, small enough that the baseline overfits.
+_TRAIN_PER_CLASS, _VAL_PER_CLASS = 60, 25
+_BASELINE = dict(
+    model="tsm_resnet18",
+    num_segments=8,
+    size=40,
+    batch_size=16,
+    dropout=0.5,
+    epochs=10,
+    lr=0.02,
+    lr_steps=(8,),
+)
+_FINETUNE = dict(epochs=4, lr=0.002, lr_steps=(3,))
+
+
+def demo(folder: Path) -> bool:
+    """Run the demo in ``folder``, or go on with one that was stopped there.
+
+    Leaves the data set, three run folders (weights, state, metrics, configuration),
+    ``results.json``, ``loss.png`` and ``attention.png``.
+
+    Returns:
+        False if it was asked to stop before its end.
+    """
+    data = folder / "data"
+    if not data.exists():
+        _write_data(data)
+    common = dict(data=str(data), **_BASELINE)
+    baseline = finetune(FinetuneConfig(out=str(folder / "baseline"), method="plain", **common), resume=True)
+    if baseline is None:
+        return False
+    results = {"baseline": baseline}
+    for method in ("plain", "taf"):
+        config = FinetuneConfig(
+            out=str(folder / method), method=method, checkpoint=str(baseline.weights), **common | _FINETUNE
+        )
+        result = finetune(config, resume=True)
+        if result is None:
+            return False
+        results[method] = result
+    _write_results(folder / "results.json", results)
+    draw_loss_curves(
+        folder / "loss.png", {method: folder / method / "metrics.jsonl" for method in ("plain", "taf")}
+    )
+    validation = scan(read_ssv2(data, "validation"), _BASELINE["num_segments"])
+    shown = next(clip.id for clip in validation.good if validation.classes[clip.label] in LONG_TERM)
+    weights = {name: results[name].weights for name in ("baseline", "taf")}
+    draw_attention(folder / "attention.png", validation, shown, weights)
+    Console().print(_table(results))
+    print(f"weights, metrics, loss.png and attention.png are in {folder}")
+    return True
+
+
+def _write_data(path: Path) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+    with Progress("synthetic videos", 1) as progress:
+
+        def show(done: int, total: int) -> None:
+            progress.total = total
+            progress.update(done)
+
+        write_ssv2(temporary, train_per_class=_TRAIN_PER_CLASS, val_per_class=_VAL_PER_CLASS, progress=show)
+    temporary.rename(path)
+
+
+def _overhead(results: dict[str, Result]) -> float:
+    return results["taf"].seconds_per_step / results["plain"].seconds_per_step - 1
+
+
+def _write_results(path: Path, results: dict[str, Result]) -> None:
+    values = {
+        name: dataclasses.asdict(result) | {"weights": str(result.weights)}
+        for name, result in results.items()
+    }
+    values["taf_overhead"] = _overhead(results)
+    write_text(path, json.dumps(values, indent=1))
+
+
+def _table(results: dict[str, Result]) -> Table:
+    table = Table(title="validation, clean path")
+    for column in ("", "top-1 %", "top-5 %", "loss", "s / step", "overhead", "clips attacked"):
+        table.add_column(column, justify="left" if not column else "right")
+    titles = {"baseline": "baseline", "plain": "+ plain fine-tuning", "taf": "+ TAF"}
+    for name, result in results.items():
+        scores = result.evaluation
+        is_taf = name == "taf"
+        table.add_row(
+            titles[name],
+            f"{100 * scores.top1:.1f}",
+            f"{100 * scores.top5:.1f}",
+            f"{scores.loss:.3f}",
+            f"{result.seconds_per_step:.2f}",
+            f"{100 * _overhead(results):+.0f} %" if is_taf else "",
+            f"{100 * result.attacked_share:.0f} %" if is_taf else "",
+        )
+    return table

@@ -1,0 +1,25 @@
+"""Temporal Shift Module (Lin et al., ICCV 2019): a shift in front of every block's first convolution."""
+
+from torch import Tensor, nn
+
+from taf_fast import ops
+from taf_fast.models.classifier import FrameClassifier
+from taf_fast.models.resnet import ResNet
+
+
+class TemporalShift(nn.Module):
+    """[B*T,C,h,w] -> the same shape; one eighth of the channels comes from the next frame and one
+    eighth from the previous frame."""
+
+    def __init__(self, num_segments: int):
+        super().__init__()
+        self.num_segments = num_segments
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.temporal_shift(x, self.num_segments)
+
+
+def tsm(depth: int, num_classes: int, num_segments: int, dropout: float = 0.5) -> FrameClassifier:
+    """TSM on a ResNet of depth 18 or 50 (the paper's baseline has 50 and dropout .5)."""
+    trunk = ResNet(depth, temporal=lambda: TemporalShift(num_segments))
+    return FrameClassifier(trunk, num_classes, num_segments, dropout)

@@ -1,0 +1,1 @@
+"""Fine-tuning, evaluation and the files of a run."""

@@ -1,0 +1,119 @@
+"""Every choice of a fine-tuning run, checked before any work is done."""
+
+import dataclasses
+from pathlib import Path
+
+import yaml
+
+from taf_fast import models
+from taf_fast.augment import TemporalAugment
+from taf_fast.step import COMPOSITIONS
+
+
+class RunError(ValueError):
+    """Something the user gave cannot work; the message names it and what was expected."""
+
+
+# What may differ between a run and its resumption without changing what is computed.
+_FREE = {"out", "threads", "checkpoint_every"}
+
+
+@dataclasses.dataclass(frozen=True)
+class FinetuneConfig:
+    """A run as ``config.yaml`` in its folder keeps it.
+
+    Epsilon and step size are in pixels of range [0,1]. The attack's options are those of
+    :class:`taf_fast.TemporalAugment`, alpha and composition those of :class:`taf_fast.TAFStep`.
+    Defaults: the paper's protocol for TSM on Something-Something.
+    """
+
+    data: str
+    out: str
+    checkpoint: str | None = None
+    method: str = "taf"
+    model: str = "tsm_resnet50"
+    num_segments: int = 8
+    size: int = 224
+    epochs: int = 15
+    batch_size: int = 64
+    lr: float = 1e-4
+    lr_steps: tuple[int, ...] = (10,)
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    clip_grad: float = 20.0
+    dropout: float = 0.5
+    alpha: float = 0.7
+    composition: str = "wrong"
+    epsilon: float = 64 / 255
+    step_size: float = 32 / 255
+    steps: int = 1
+    num_frames: int | None = None
+    denominator: str = "max"
+    attack_bn: str = "frozen"
+    seed: int = 0
+    device: str = "cpu"
+    compile: bool = False
+    threads: int = 2
+    checkpoint_every: int = 200
+    quarantine_limit: float = 0.1
+
+    def __post_init__(self):
+        def require(condition: bool, name: str, expected: str) -> None:
+            if not condition:
+                raise RunError(f"{name} must be {expected}, got {getattr(self, name)!r}")
+
+        require(self.method in ("taf", "plain"), "method", "taf or plain")
+        require(self.model in models.NAMES, "model", f"one of {', '.join(models.NAMES)}")
+        for name in ("num_segments", "size", "batch_size", "epochs", "threads", "checkpoint_every"):
+            require(getattr(self, name) >= 1, name, "at least 1")
+        for name in ("lr", "clip_grad"):
+            require(getattr(self, name) > 0, name, "above 0")
+        require(0 <= self.momentum < 1, "momentum", "in [0,1)")
+        require(self.weight_decay >= 0, "weight_decay", "at least 0")
+        require(0 <= self.dropout < 1, "dropout", "in [0,1)")
+        require(0 <= self.alpha <= 1, "alpha", "between 0 and 1")
+        require(self.composition in COMPOSITIONS, "composition", f"one of {', '.join(COMPOSITIONS)}")
+        require(0 <= self.quarantine_limit <= 1, "quarantine_limit", "a fraction between 0 and 1")
+        require(
+            self.num_frames is None or self.num_frames <= self.num_segments,
+            "num_frames",
+            f"at most num_segments = {self.num_segments}",
+        )
+        try:
+            self.augment()
+        except ValueError as error:
+            raise RunError(str(error)) from None
+
+    def augment(self) -> TemporalAugment:
+        return TemporalAugment(
+            epsilon=self.epsilon,
+            step_size=self.step_size,
+            steps=self.steps,
+            num_frames=self.num_frames,
+            denominator=self.denominator,
+            attack_bn=self.attack_bn,
+        )
+
+    def learning_rate(self, epoch: int) -> float:
+        """The step schedule: a tenth after each of ``lr_steps`` epochs."""
+        return self.lr * 0.1 ** sum(epoch >= step for step in self.lr_steps)
+
+    def write(self, path: Path) -> None:
+        values = dataclasses.asdict(self) | {"lr_steps": list(self.lr_steps)}
+        path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+
+    @classmethod
+    def read(cls, path: Path) -> "FinetuneConfig":
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return cls(**values | {"lr_steps": tuple(values["lr_steps"])})
+
+    def require_same_run(self, earlier: "FinetuneConfig") -> None:
+        """Raise RunError naming what differs in a way that would change the result of a resumed run."""
+        names = [field.name for field in dataclasses.fields(self) if field.name not in _FREE]
+        changed = [
+            f"{name}: {getattr(earlier, name)!r} there, {getattr(self, name)!r} now"
+            for name in names
+            if getattr(earlier, name) != getattr(self, name)
+        ]
+        if changed:
+            raise RunError("cannot resume with other options than the run's: " + "; ".join(changed))

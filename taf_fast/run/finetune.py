@@ -1,0 +1,197 @@
+"""The fine-tuning loop."""
+
+import dataclasses
+import json
+import math
+import statistics
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from taf_fast.data import ClipLoader, Manifest, read_ssv2, scan
+from taf_fast.dual_batch_norm import add_adversarial_bn, strip_adversarial_bn
+from taf_fast.run.checkpoint import ModelInfo, load_into, load_state, save_state, save_weights
+from taf_fast.run.config import FinetuneConfig, RunError
+from taf_fast.run.evaluate import Evaluation, evaluate
+from taf_fast.run.files import write_atomically, write_text
+from taf_fast.run.metrics import MetricsLog, read_metrics
+from taf_fast.run.optim import build_sgd, set_learning_rate
+from taf_fast.run.progress import Progress
+from taf_fast.run.stopping import StopRequest
+from taf_fast.step import PlainStep, TAFStep
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a finished run leaves: the weights, without adversarial batch norms, and their scores."""
+
+    weights: Path
+    evaluation: Evaluation
+    seconds_per_step: float
+    attacked_share: float
+
+
+def finetune(config: FinetuneConfig, resume: bool = False, trust_checkpoint: bool = False) -> Result | None:
+    """Run ``config`` to its end, or until SIGTERM or SIGINT asks to stop.
+
+    Args:
+        config: ``config.checkpoint`` None trains from random weights.
+        resume: go on from the state in ``config.out``, if there is one; the result is then bit for
+            bit that of a run that was never interrupted, on the same machine and thread count.
+        trust_checkpoint: see :func:`taf_fast.run.checkpoint.load_weights`.
+
+    Returns:
+        The result, or None if the run was asked to stop; its state is then in ``config.out``.
+
+    Raises:
+        RunError, DataError: input that cannot work, or a loss that is no longer finite.
+    """
+    with StopRequest() as stop:
+        return _Run(config, resume, trust_checkpoint).train(stop)
+
+
+class _Run:
+    def __init__(self, config: FinetuneConfig, resume: bool, trust_checkpoint: bool):
+        self.config = config
+        self.folder = Path(config.out)
+        self.state_path = self.folder / "state.safetensors"
+        self._open_folder(resume)
+        torch.manual_seed(config.seed)
+        self.device = torch.device(config.device)
+
+        train, validation = (
+            scan(read_ssv2(config.data, split), config.num_segments) for split in ("train", "validation")
+        )
+        self.loader = self._loader(train, train=True)
+        self.validation = self._loader(validation, train=False)
+        self.info = ModelInfo(config.model, train.classes, config.num_segments, config.size)
+
+        self.model = self.info.build(dropout=config.dropout)
+        if config.checkpoint is not None:
+            load_into(self.model, Path(config.checkpoint), train.classes, trust_checkpoint)
+        if config.method == "taf":
+            add_adversarial_bn(self.model)
+        self.model.to(self.device).train()
+        self.optimizer = build_sgd(
+            self.model, config.lr, config.momentum, config.weight_decay, config.checkpoint is None
+        )
+        self.attack_generator = torch.Generator(self.device).manual_seed(config.seed)
+        self.step = self._build_step()
+        self.metrics = MetricsLog(self.folder / "metrics.jsonl")
+        self.steps_done = 0
+        if resume and self.state_path.exists():
+            self._restore()
+
+    def _open_folder(self, resume: bool) -> None:
+        config_path = self.folder / "config.yaml"
+        if config_path.exists():
+            if not resume:
+                raise RunError(f"{self.folder} holds a run already: resume it, or choose another folder")
+            self.config.require_same_run(FinetuneConfig.read(config_path))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(config_path, self.config.write)
+
+    def _loader(self, manifest: Manifest, train: bool) -> ClipLoader:
+        config = self.config
+        return ClipLoader(
+            manifest,
+            config.num_segments,
+            config.size,
+            config.batch_size,
+            train=train,
+            seed=config.seed,
+            threads=config.threads,
+            quarantine_limit=config.quarantine_limit,
+        )
+
+    def _build_step(self) -> nn.Module:
+        config = self.config
+        if config.method == "plain":
+            return PlainStep(self.model, compile=config.compile)
+        return TAFStep(self.model, config.augment(), config.alpha, config.composition, config.compile)
+
+    def train(self, stop: StopRequest) -> Result | None:
+        config, evaluation = self.config, None
+        total = config.epochs * len(self.loader)
+        with Progress(f"{config.method} {self.folder.name}", total) as progress:
+            while self.loader.epoch < config.epochs:
+                epoch = self.loader.epoch
+                lr = config.learning_rate(epoch)
+                set_learning_rate(self.optimizer, lr)
+                for batch in self.loader:
+                    measured = self._train_step(batch.clips, batch.labels)
+                    self.steps_done += 1
+                    self.metrics.append(
+                        step=self.steps_done, epoch=epoch, lr=lr, wait_seconds=batch.wait, **measured
+                    )
+                    progress.update(self.steps_done, f"loss {measured['loss']:.3f}")
+                    if stop.requested or self.steps_done % config.checkpoint_every == 0:
+                        self._save()
+                    if stop.requested:
+                        progress.line(f"stopped at step {self.steps_done}, its state is in {self.state_path}")
+                        return None
+                evaluation = evaluate(self.model, self.validation, self.device)
+                self.metrics.append(
+                    step=self.steps_done, epoch=epoch, **{f"val_{k}": v for k, v in vars(evaluation).items()}
+                )
+                progress.line(
+                    f"{config.method} epoch {epoch + 1}/{config.epochs}: validation top-1 "
+                    f"{100 * evaluation.top1:.1f} %, loss {evaluation.loss:.3f}"
+                )
+                self._save()
+        return self._finish(evaluation or evaluate(self.model, self.validation, self.device))
+
+    def _train_step(self, clips: Tensor, labels: Tensor) -> dict[str, float]:
+        started = time.perf_counter()
+        clips, labels = clips.to(self.device), labels.to(self.device)
+        self.optimizer.zero_grad()
+        if self.config.method == "taf":
+            out = self.step.accumulate_grads(clips, labels, self.attack_generator)
+        else:
+            out = self.step.accumulate_grads(clips, labels)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_grad)
+        correct = (out.pop("logits").argmax(1) == labels).sum()
+        scalars = out | {"grad_norm": norm, "correct": correct}
+        # One transfer for all of them.
+        values = torch.stack([value.to(self.device).double() for value in scalars.values()]).tolist()
+        measured = dict(zip(scalars, values, strict=True))
+        if not (math.isfinite(measured["loss"]) and math.isfinite(measured["grad_norm"])):
+            raise RunError(
+                f"step {self.steps_done + 1}: loss {measured['loss']}, gradient norm "
+                f"{measured['grad_norm']}, expected finite values; {self.folder} keeps the state before"
+            )
+        self.optimizer.step()
+        return measured | {"clips": len(labels), "step_seconds": time.perf_counter() - started}
+
+    def _generators(self) -> dict[str, torch.Generator]:
+        generators = {"cpu": torch.default_generator, "attack": self.attack_generator}
+        if self.device.type == "cuda":
+            generators["cuda"] = torch.cuda.default_generators[self.device.index or 0]
+        return generators
+
+    def _save(self) -> None:
+        position = {
+            "step": self.steps_done,
+            "metrics_lines": self.metrics.lines,
+            "train": self.loader.state_dict(),
+        }
+        save_state(self.state_path, self.model, self.optimizer, self._generators(), position)
+        quarantined = {"train": self.loader.quarantined, "validation": self.validation.quarantined}
+        write_text(self.folder / "quarantine.json", json.dumps(quarantined, indent=1))
+
+    def _restore(self) -> None:
+        position = load_state(self.state_path, self.model, self.optimizer, self._generators())
+        self.steps_done = position["step"]
+        self.loader.load_state_dict(position["train"])
+        self.metrics.rewind(position["metrics_lines"])
+
+    def _finish(self, evaluation: Evaluation) -> Result:
+        weights = self.folder / "model.safetensors"
+        save_weights(weights, strip_adversarial_bn(self.model), self.info)
+        steps = [line for line in read_metrics(self.metrics.path) if "loss" in line]
+        # The first step pays for allocations and compilation.
+        seconds = statistics.median(line["step_seconds"] for line in steps[1:] or steps)
+        attacked = sum(line.get("attacked", 0) for line in steps) / sum(line["clips"] for line in steps)
+        return Result(weights, evaluation, seconds, attacked)

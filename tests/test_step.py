@@ -1,0 +1,195 @@
+"""TAFStep against Eq. 7 as written from the paper."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from reference.step import share_all_but_batch_norm, taf_losses
+from reference.temporal_augment import Net, clips_in_range
+
+from taf_fast import PlainStep, TAFStep, TemporalAugment, add_adversarial_bn, models, strip_adversarial_bn
+
+ATTACK = dict(epsilon=64 / 255, step_size=32 / 255, steps=1, num_frames=4, denominator="max")
+
+
+def make(generator, batch=6, **options):
+    """A network, clips and labels of which some are classified right and some wrong."""
+    torch.manual_seed(generator.initial_seed())
+    net = Net(segments=4, **options).double()
+    net.fc.weight.data *= 4
+    x = clips_in_range(net, batch, 4, 9, generator)
+    predicted = copy.deepcopy(net)(x).argmax(1)
+    labels = torch.where(torch.arange(batch) % 3 == 0, predicted, (predicted + 1) % 5)
+    return net, x, labels
+
+
+def rows_of(composition, batch):
+    return [i for i in range(batch) if composition == "all" or (i % 3 == 0) == (composition == "correct")]
+
+
+@pytest.mark.parametrize("form", ["forward", "accumulate_grads"])
+@pytest.mark.parametrize("attack_bn", ["frozen", "batch"])
+@pytest.mark.parametrize("composition", ["wrong", "all", "correct"])
+def test_equals_the_paper(generator, composition, attack_bn, form):
+    net, x, labels = make(generator)
+    clean, adversarial = copy.deepcopy(net), copy.deepcopy(net)
+    share_all_but_batch_norm(clean, adversarial)
+    rows = rows_of(composition, 6)
+    loss, clean_loss, adv_loss, smallest = taf_losses(
+        clean, adversarial, x, labels, labels, rows, 0.7, attack_bn=attack_bn, **ATTACK
+    )
+    loss.backward()
+    assert smallest > 1e-11
+
+    augment = TemporalAugment(**ATTACK, attack_bn=attack_bn, label="true")
+    step = TAFStep(add_adversarial_bn(net), augment, 0.7, composition, compile=False)
+    out = getattr(step, form)(x, labels)
+    if form == "forward":
+        out["loss"].backward()
+    expected = {"loss": loss, "clean_loss": clean_loss, "adv_loss": adv_loss}
+    for name, value in expected.items():
+        torch.testing.assert_close(out[name].detach(), value.detach(), rtol=1e-10, atol=0)
+    assert out["attacked"] == len(rows)
+    assert not out["logits"].requires_grad
+
+    for name, parameter in clean.named_parameters():
+        torch.testing.assert_close(net.get_parameter(name).grad, parameter.grad, rtol=1e-8, atol=1e-12)
+    for norm in ("bn1", "bn2"):
+        twin = net.get_submodule(norm).adversarial
+        reference = adversarial.get_submodule(norm)
+        torch.testing.assert_close(twin.weight.grad, reference.weight.grad, rtol=1e-8, atol=1e-12)
+        torch.testing.assert_close(twin.bias.grad, reference.bias.grad, rtol=1e-8, atol=1e-12)
+        for value in ("running_mean", "running_var", "num_batches_tracked"):
+            torch.testing.assert_close(getattr(twin, value), getattr(reference, value), rtol=1e-10, atol=0)
+    for name, value in strip_adversarial_bn(net).state_dict().items():
+        torch.testing.assert_close(value, clean.state_dict()[name], rtol=1e-10, atol=0)
+
+
+def test_any_head(generator):
+    net, x, labels = make(generator, deep_head=True)
+    clean, adversarial = copy.deepcopy(net), copy.deepcopy(net)
+    share_all_but_batch_norm(clean, adversarial)
+    loss, *_ = taf_losses(
+        clean, adversarial, x, labels, labels, rows_of("wrong", 6), 0.4, attack_bn="frozen", **ATTACK
+    )
+    loss.backward()
+    step = TAFStep(add_adversarial_bn(net), TemporalAugment(**ATTACK, label="true"), 0.4, compile=False)
+    out = step.accumulate_grads(x, labels)
+    torch.testing.assert_close(out["loss"], loss.detach(), rtol=1e-10, atol=0)
+    for name, parameter in clean.named_parameters():
+        torch.testing.assert_close(net.get_parameter(name).grad, parameter.grad, rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("form", ["forward", "accumulate_grads"])
+def test_no_clip_chosen(generator, form):
+    net, x, labels = make(generator)
+    labels = copy.deepcopy(net)(x).argmax(1)
+    plain = copy.deepcopy(net)
+    (0.7 * F.cross_entropy(plain(x), labels)).backward()
+    out = getattr(TAFStep(add_adversarial_bn(net), TemporalAugment(), compile=False), form)(x, labels)
+    if form == "forward":
+        out["loss"].backward()
+    assert out["attacked"] == 0 and out["adv_loss"] == 0
+    torch.testing.assert_close(out["loss"].detach(), 0.7 * out["clean_loss"])
+    for name, parameter in plain.named_parameters():
+        torch.testing.assert_close(net.get_parameter(name).grad, parameter.grad)
+    assert net.bn1.adversarial.num_batches_tracked == 0
+
+
+def test_label_of_the_attack_follows_the_generator(generator):
+    net, x, labels = make(generator)
+    step = TAFStep(add_adversarial_bn(net), TemporalAugment(), composition="all", compile=False)
+    losses = [step(x, labels, torch.Generator().manual_seed(s))["adv_loss"].item() for s in (1, 1, 2, 3, 4)]
+    assert losses[0] == losses[1] and len(set(losses)) > 1
+
+
+def test_dropout_stays_active(generator):
+    torch.manual_seed(generator.initial_seed())
+    net = models.build("tsm_resnet18", 4, 4, dropout=0.5)
+    step = TAFStep(add_adversarial_bn(net), TemporalAugment(), composition="all", compile=False)
+    x = torch.randn(2, 4, 3, 32, 32, generator=generator)
+    labels = torch.tensor([0, 3])
+    out = step.accumulate_grads(x, labels)
+    assert out["loss"].isfinite() and all(p.grad is not None for p in net.parameters())
+
+
+def test_uint8_clips(generator):
+    net, _, labels = make(generator)
+    net = add_adversarial_bn(net.float())
+    frames = torch.randint(0, 256, (6, 4, 9, 9, 3), dtype=torch.uint8, generator=generator)
+    floats = (frames.float().movedim(-1, 2) / 255 - net.mean.view(3, 1, 1)) / net.std.view(3, 1, 1)
+    step = TAFStep(net, TemporalAugment(label="true"), compile=False)
+    a, b = step(frames, labels), step(floats, labels)
+    torch.testing.assert_close(a["clean_loss"], b["clean_loss"], rtol=1e-4, atol=1e-5)
+    assert a["attacked"] == b["attacked"]
+
+
+def test_alpha_one_and_zero(generator):
+    net, x, labels = make(generator)
+    for alpha, name in ((1.0, "clean_loss"), (0.0, "adv_loss")):
+        dual = add_adversarial_bn(copy.deepcopy(net))
+        out = TAFStep(dual, TemporalAugment(label="true"), alpha, compile=False)(x, labels)
+        torch.testing.assert_close(out["loss"].detach(), out[name])
+
+
+def test_plain_step(generator):
+    net, x, labels = make(generator)
+    reference = copy.deepcopy(net)
+    loss = F.cross_entropy(reference(x), labels)
+    loss.backward()
+    out = PlainStep(net, compile=False).accumulate_grads(x, labels)
+    torch.testing.assert_close(out["loss"], loss.detach())
+    torch.testing.assert_close(net.conv1.weight.grad, reference.conv1.weight.grad)
+
+
+def test_compiled_equals_eager_and_compiles_a_bounded_number_of_times(generator):
+    torch._dynamo.reset()
+    net, x, labels = make(generator, batch=8)
+    net, x = net.float(), x.float()
+    eager_net = add_adversarial_bn(copy.deepcopy(net))
+    eager = TAFStep(eager_net, TemporalAugment(label="true"), compile=False)
+    compiled = TAFStep(add_adversarial_bn(net), TemporalAugment(label="true"), compile=True)
+    graphs = torch._dynamo.utils.counters["stats"]
+    seen = []
+    for wrong in (3, 5, 2, 1, 7, 4, 6, 0, 3):
+        with torch.no_grad():
+            predicted = copy.deepcopy(eager_net)(x).argmax(1)
+        labels = torch.where(torch.arange(8) < wrong, (predicted + 1) % 5, predicted)
+        for form in ("forward", "accumulate_grads"):
+            eager_net.zero_grad(), net.zero_grad()
+            a, b = getattr(eager, form)(x, labels), getattr(compiled, form)(x, labels)
+            if form == "forward":
+                a["loss"].backward(), b["loss"].backward()
+            assert a["attacked"] == b["attacked"] == wrong
+            for name in ("loss", "clean_loss", "adv_loss", "logits"):
+                torch.testing.assert_close(a[name], b[name], rtol=1e-4, atol=1e-5)
+            for p, q in zip(eager_net.parameters(), net.parameters(), strict=True):
+                assert (p.grad is None) == (q.grad is None)
+                if p.grad is not None:
+                    torch.testing.assert_close(p.grad, q.grad, rtol=1e-3, atol=1e-4)
+        seen.append(graphs["unique_graphs"])
+    # Clean path, adversarial path for several clips and for one.
+    assert seen[-1] <= 4 and seen[-1] == seen[4]
+
+
+def test_errors(generator):
+    net, x, labels = make(generator)
+    augment = TemporalAugment()
+    with pytest.raises(ValueError, match="add_adversarial_bn"):
+        TAFStep(net, augment)
+    add_adversarial_bn(net)
+    for alpha in (-0.1, 1.1, float("nan")):
+        with pytest.raises(ValueError, match="alpha must be between 0 and 1"):
+            TAFStep(net, augment, alpha=alpha)
+    with pytest.raises(ValueError, match="composition must be one of wrong, all, correct, got 'both'"):
+        TAFStep(net, augment, composition="both")
+    step = TAFStep(net, augment, compile=False)
+    bad, before = x.clone(), copy.deepcopy(net.state_dict())
+    bad[4, 0, 0, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match=r"clips \[4\]"):
+        step(bad, labels)
+    # Nothing of the model was touched by the bad batch.
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    with pytest.raises(ValueError, match="int64 labels"):
+        step(x, labels[:3])
