@@ -51,7 +51,10 @@ def synth(
     """Write a synthetic data set in the Something-Something V2 format, told apart by time alone."""
     from taf_fast.data.synth import write_ssv2
 
-    write_ssv2(out, train_per_class=train_per_class, val_per_class=val_per_class, seed=seed)
+    try:
+        write_ssv2(out, train_per_class=train_per_class, val_per_class=val_per_class, seed=seed)
+    except (FileExistsError, ValueError) as error:
+        raise RunError(str(error)) from None
     print(f"wrote {out}")
 
 

@@ -57,7 +57,7 @@ class _Run:
         self.config = config
         self.folder = Path(config.out)
         self.state_path = self.folder / "state.safetensors"
-        self._open_folder(resume)
+        self._check_folder(resume)
         torch.manual_seed(config.seed)
         self.device = torch.device(config.device)
 
@@ -79,19 +79,22 @@ class _Run:
         )
         self.attack_generator = torch.Generator(self.device).manual_seed(config.seed)
         self.step = self._build_step()
+
+        # Only now is it known that the run can work.
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.folder / "config.yaml", config.write)
         self.metrics = MetricsLog(self.folder / "metrics.jsonl")
         self.steps_done = 0
-        if resume and self.state_path.exists():
+        if self.state_path.exists():
             self._restore()
+        else:
+            self.metrics.rewind(0)
 
-    def _open_folder(self, resume: bool) -> None:
-        config_path = self.folder / "config.yaml"
-        if config_path.exists():
+    def _check_folder(self, resume: bool) -> None:
+        if (self.folder / "config.yaml").exists():
             if not resume:
                 raise RunError(f"{self.folder} holds a run already: resume it, or choose another folder")
-            self.config.require_same_run(FinetuneConfig.read(config_path))
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(config_path, self.config.write)
+            self.config.require_same_run(FinetuneConfig.read(self.folder / "config.yaml"))
 
     def _loader(self, manifest: Manifest, train: bool) -> ClipLoader:
         config = self.config

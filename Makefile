@@ -1,0 +1,21 @@
+# make demo   the main job on synthetic video, from a bare machine with Python 3.10 or later
+# make test   all tests, likewise
+
+PYTHON ?= python3
+VENV ?= .venv
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test install
+
+demo: install
+	$(VENV)/bin/taf-fast demo
+
+test: install
+	$(VENV)/bin/python -m pytest
+
+install: $(INSTALLED)
+
+$(INSTALLED): setup.py pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dali,dev]'
+	touch $@

@@ -1,0 +1,3 @@
+from taf_fast.cli import main
+
+main()

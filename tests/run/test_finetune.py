@@ -1,0 +1,233 @@
+"""Whole runs through the command line: they finish, survive being killed, and say what is wrong."""
+
+import json
+import shutil
+import signal
+import subprocess
+import time
+from functools import partial
+
+import pytest
+import torch
+import yaml
+from run_command import command, error_of, finetune_arguments, taf_fast
+from safetensors.torch import load_file
+
+from taf_fast import models
+from taf_fast.run.metrics import read_metrics
+
+TIMES = ("step_seconds", "wait_seconds")
+
+
+@pytest.fixture(scope="module")
+def finished(dataset, tmp_path_factory):
+    """A TAF run from scratch, never interrupted."""
+    out = tmp_path_factory.mktemp("runs") / "finished"
+    done = taf_fast(*finetune_arguments(dataset, out, checkpoint_every=3))
+    assert done.returncode == 0, done.stderr
+    return out, done.stdout
+
+
+@pytest.fixture
+def error(capsys, monkeypatch):
+    return partial(error_of, capsys, monkeypatch)
+
+
+def measured(out):
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in read_metrics(out / "metrics.jsonl")]
+
+
+def wait_for_steps(out, process, steps):
+    deadline = time.monotonic() + 120
+    while sum("loss" in line for line in read_metrics(out / "metrics.jsonl")) < steps:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def assert_same_run(out, reference):
+    assert (out / "model.safetensors").read_bytes() == (reference / "model.safetensors").read_bytes()
+    assert (out / "state.safetensors").read_bytes() == (reference / "state.safetensors").read_bytes()
+    assert measured(out) == measured(reference)
+
+
+def test_leaves_a_plain_model_and_its_story(finished):
+    out, printed = finished
+    weights = load_file(out / "model.safetensors")
+    assert set(weights) == set(models.build("tsm_resnet18", 8).state_dict())
+    lines = measured(out)
+    steps = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in steps] == list(range(1, 13))
+    assert all(0 <= line["attacked"] <= line["clips"] == 4 for line in steps)
+    assert sum(line["attacked"] for line in steps) > 0
+    assert all(
+        line["loss"] == pytest.approx(0.7 * line["clean_loss"] + 0.3 * line["adv_loss"]) for line in steps
+    )
+    assert [line["epoch"] for line in lines if "val_top1" in line] == [0, 1]
+    config = yaml.safe_load((out / "config.yaml").read_text())
+    assert config["alpha"] == 0.7 and config["epsilon"] == pytest.approx(64 / 255)
+    assert json.loads((out / "quarantine.json").read_text()) == {"train": {}, "validation": {}}
+    assert "top-1" in printed and "12/12" in printed
+    assert not list(out.glob(".*.tmp"))
+
+
+@pytest.mark.parametrize("kills", [[2], [4, 9]], ids=str)
+def test_killed_and_resumed_equals_uninterrupted(dataset, finished, tmp_path, kills):
+    """SIGKILL in mid-epoch, before and after the first state was written; bit for bit."""
+    out = tmp_path / "run"
+    arguments = finetune_arguments(dataset, out, checkpoint_every=3)
+    for steps in kills:
+        process = subprocess.Popen(command(*arguments, "--resume"), stdout=subprocess.DEVNULL)
+        wait_for_steps(out, process, steps)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+        assert not (out / "model.safetensors").exists()
+    done = taf_fast(*arguments, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert_same_run(out, finished[0])
+
+
+def test_sigterm_saves_and_exits_cleanly(dataset, finished, tmp_path):
+    out = tmp_path / "run"
+    arguments = finetune_arguments(dataset, out, checkpoint_every=3)
+    process = subprocess.Popen(command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for_steps(out, process, 4)
+    process.send_signal(signal.SIGTERM)
+    printed, errors = process.communicate(timeout=60)
+    assert process.returncode == 0 and not errors, errors
+    stopped_at = measured(out)[-1]["step"]
+    assert f"stopped at step {stopped_at}" in printed
+    resumed = taf_fast(*arguments, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert_same_run(out, finished[0])
+
+
+def test_resuming_a_finished_run_changes_nothing(dataset, finished, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(finished[0], out)
+    done = taf_fast(*finetune_arguments(dataset, out, checkpoint_every=3), "--resume")
+    assert done.returncode == 0, done.stderr
+    assert_same_run(out, finished[0])
+
+
+def test_plain_fine_tuning_of_a_checkpoint(dataset, finished, tmp_path):
+    weights = finished[0] / "model.safetensors"
+    out = tmp_path / "plain"
+    arguments = ["finetune", "--data", dataset, "--out", out, "--checkpoint", weights, "--method", "plain"]
+    done = taf_fast(*arguments, "--epochs", 1, "--batch-size", 8, "--lr", 0.001, "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    config = yaml.safe_load((out / "config.yaml").read_text())
+    # The architecture comes with the checkpoint.
+    assert (config["model"], config["num_segments"], config["size"]) == ("tsm_resnet18", 8, 32)
+    before, after = load_file(weights), load_file(out / "model.safetensors")
+    moved = max((after[k] - before[k]).abs().max().item() for k in before if k.endswith("weight"))
+    assert 0 < moved < 0.1
+    scores = taf_fast(
+        "evaluate", "--data", dataset, "--checkpoint", out / "model.safetensors", "--out", out / "s.json"
+    )
+    assert scores.returncode == 0 and "top-1" in scores.stdout, scores.stderr
+    last = [line for line in measured(out) if "val_top1" in line][-1]
+    values = json.loads((out / "s.json").read_text())
+    assert values["top1"] == pytest.approx(last["val_top1"]) and values["loss"] == pytest.approx(
+        last["val_loss"]
+    )
+
+
+def test_damaged_clips_are_left_out_and_listed(dataset, tmp_path, error):
+    data, out = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(dataset, data)
+    entries = json.loads((data / "something-something-v2-train.json").read_text())
+    videos = data / "20bn-something-something-v2"
+    broken = [videos / f"{entry['id']}.webm" for entry in entries[:4]]
+    broken[0].unlink()
+    broken[1].write_bytes(b"")
+    broken[2].write_bytes(broken[2].read_bytes()[:700])
+    content = bytearray(broken[3].read_bytes())
+    content[:4] = b"junk"
+    broken[3].write_bytes(content)
+    options = dict(epochs=1, quarantine_limit=0.2)
+    done = taf_fast(*finetune_arguments(data, out, **options))
+    assert done.returncode == 0, done.stderr
+    quarantined = json.loads((out / "quarantine.json").read_text())["train"]
+    assert set(quarantined) == {path.stem for path in broken}
+    assert quarantined[broken[0].stem] == "missing file" and quarantined[broken[1].stem] == "empty file"
+    assert sum(line["clips"] for line in measured(out) if "loss" in line) == 20
+
+    message = error(*finetune_arguments(data, tmp_path / "strict", epochs=1))
+    assert broken[0].stem in message and "missing file" in message
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"num_frames": 9}, ["num_frames", "at most num_segments = 8", "9"]),
+        ({"steps": 0}, ["steps must be at least 1"]),
+        ({"epsilon": -1}, ["epsilon must be", "-1"]),
+        ({"alpha": 1.5}, ["alpha must be between 0 and 1", "1.5"]),
+        ({"composition": "none"}, ["composition must be one of"]),
+        ({"model": "tsm"}, ["model must be one of", "tsm_resnet50"]),
+        ({"batch_size": 0}, ["batch_size must be at least 1"]),
+        ({"device": "cuda:99"}, ["device 'cuda:99'"]),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_impossible_options(dataset, tmp_path, error, options, words):
+    message = error(*finetune_arguments(dataset, tmp_path / "run", **options))
+    assert all(word in message for word in words), message
+    assert not (tmp_path / "run").exists()
+
+
+def test_impossible_data(dataset, tmp_path, error):
+    out = tmp_path / "run"
+    assert "nothing" in error(*finetune_arguments(tmp_path / "nothing", out))
+    data = tmp_path / "data"
+    shutil.copytree(dataset, data)
+    labels = data / "something-something-v2-labels.json"
+    whole = labels.read_text()
+    labels.write_text(whole[:40])
+    assert labels.name in error(*finetune_arguments(data, out))
+    names = json.loads(whole)
+    names.pop(list(names)[-1])
+    labels.write_text(json.dumps(names))
+    assert "train.json" in error(*finetune_arguments(data, out))
+    labels.unlink()
+    assert "labels.json" in error(*finetune_arguments(data, out))
+    assert not out.exists()
+
+
+def test_impossible_checkpoints(dataset, finished, tmp_path, error):
+    weights, out = finished[0] / "model.safetensors", tmp_path / "run"
+
+    def of(checkpoint, **options):
+        return error(*finetune_arguments(dataset, out, checkpoint=checkpoint, **options))
+
+    assert "none.safetensors does not exist" in of(tmp_path / "none.safetensors")
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(weights.read_bytes()[:100_000])
+    assert "cut.safetensors is truncated" in of(cut)
+    other = tmp_path / "other.pth"
+    torch.save({"state_dict": models.build("tsm_resnet18", 5).state_dict()}, other)
+    assert "other.pth has 5 classes, the data set has 8" in of(other)
+    assert "does not fit the model" in of(weights, model="tsm_resnet50")
+    assert not out.exists()
+
+
+def test_a_run_is_neither_overwritten_nor_resumed_as_another(dataset, finished, error):
+    out = finished[0]
+    before = {path: path.read_bytes() for path in out.iterdir() if path.is_file()}
+    assert "holds a run already" in error(*finetune_arguments(dataset, out))
+    arguments = finetune_arguments(dataset, out, lr=0.5, checkpoint_every=3)
+    assert "lr: 0.01 there, 0.5 now" in error(*arguments, "--resume")
+    assert before == {path: path.read_bytes() for path in out.iterdir() if path.is_file()}
+
+
+def test_attention_strip(dataset, finished, tmp_path, error):
+    out, weights = tmp_path / "strip.png", finished[0] / "model.safetensors"
+    arguments = ["attention", "--data", dataset, "--checkpoint", weights, "--out", out]
+    done = taf_fast(*arguments, "--checkpoint", weights)
+    assert done.returncode == 0, done.stderr
+    assert out.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert "'nothing': no such clip" in error(*arguments, "--clip", "nothing")
+
+
+def test_synth_refuses_a_full_folder(dataset, error):
+    assert f"{dataset} is not empty" in error("synth", dataset)
