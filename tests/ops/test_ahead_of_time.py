@@ -1,0 +1,140 @@
+"""Every kernel compiles for the GPUs in use, at production shapes, within the registers of a thread.
+
+No GPU is needed: the launchers run on meta tensors, their launches are recorded, and each is compiled with
+what Triton's just-in-time launcher would specialise on (a 1 becomes a constant, a multiple of 16 is marked).
+The compiler refuses to run in a process whose kernels are interpreted, hence the skip.
+"""
+
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from taf_fast.kernels import cam_loss, common, frame_cam, pgd, temporal_shift
+
+pytestmark = pytest.mark.skipif(common.INTERPRETED, reason="kernels are interpreted in this process")
+
+CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.int64: "*i64"}
+DTYPES = [torch.bfloat16, torch.float32]
+
+
+def meta(*shape: int, dtype: torch.dtype = torch.float32, channels_last: bool = False) -> Tensor:
+    x = torch.empty(shape, dtype=dtype, device="meta")
+    if channels_last:
+        frames = x.flatten(0, -4).contiguous(memory_format=torch.channels_last)
+        x = frames.unflatten(0, shape[:-3])
+    return x
+
+
+def launch_frame_cam(dtype, channels_last):
+    features = meta(16, 8, 2048, 7, 7, dtype=dtype, channels_last=channels_last)
+    frame_cam.frame_cam_triton(features, meta(16, 8, 2048))
+
+
+def launch_frame_cam_backward(dtype, channels_last):
+    features = meta(16, 8, 2048, 7, 7, dtype=dtype, channels_last=channels_last)
+    frame_cam.frame_cam_backward_triton(meta(16, 8, 7, 7), features, meta(16, 8, 2048))
+
+
+def launch_cam_loss(dtype, channels_last):
+    for T in (8, 16, cam_loss.MAX_FRAMES):
+        cam = meta(16, T, 7, 7, dtype=dtype, channels_last=channels_last)
+        cam_loss.cam_loss_triton(cam, T, False, 1e-6)
+        cam_loss.cam_loss_triton(cam, T // 2, True, 1e-6)
+
+
+def launch_cam_loss_backward(dtype, channels_last):
+    for T in (8, 16, cam_loss.MAX_FRAMES):
+        cam = meta(16, T, 7, 7, dtype=dtype, channels_last=channels_last)
+        cam_loss.cam_loss_backward_triton(meta(16, T), cam, False, 1e-6)
+        cam_loss.cam_loss_backward_triton(meta(16, T), cam, True, 1e-6)
+
+
+def launch_pgd_step(dtype, channels_last):
+    x = meta(16, 8, 3, 224, 224, dtype=dtype, channels_last=channels_last)
+    pgd.pgd_step_triton(x, x, x, None, (0.1, 0.2, 0.0, 1.0))
+    pgd.pgd_step_triton(x, x, x, meta(4, 3), ())
+
+
+def launch_temporal_shift(dtype, channels_last):
+    for channels, size in ((64, 56), (256, 56), (2048, 7)):
+        x = meta(16 * 8, channels, size, size, dtype=dtype, channels_last=channels_last)
+        temporal_shift.temporal_shift_triton(x, 8, 8, False)
+
+
+LAUNCHES = [value for name, value in list(globals().items()) if name.startswith("launch_")]
+
+
+@pytest.fixture
+def recorded(monkeypatch) -> list[tuple]:
+    """What the launchers would have launched: (kernel, positional arguments, constants)."""
+    launches: list[tuple] = []
+
+    class Recorder:
+        def __init__(self, kernel):
+            self.kernel = kernel
+
+        def __getitem__(self, grid):
+            return lambda *args, **constants: launches.append((self.kernel, args, constants))
+
+    for module in (frame_cam, cam_loss, pgd, temporal_shift):
+        monkeypatch.setattr(module, "wrap_triton", Recorder)
+    return launches
+
+
+def compile_launch(kernel, args: tuple, constants: dict, arch: int):
+    signature, constexprs, attributes = {}, {}, {}
+    for index, (name, value) in enumerate(zip(kernel.arg_names, (*args, *constants.values()), strict=True)):
+        if name in constants or (isinstance(value, int) and value == 1):
+            signature[name] = "constexpr"
+            constexprs[(index,)] = value
+            continue
+        if isinstance(value, Tensor):
+            signature[name] = POINTERS[value.dtype]
+        elif isinstance(value, float):
+            signature[name] = "fp32"
+        else:
+            signature[name] = "i32" if value < 2**31 else "i64"
+        if isinstance(value, Tensor) or (isinstance(value, int) and value % 16 == 0):
+            attributes[(index,)] = [["tt.divisibility", 16]]
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constexprs, attrs=attributes)
+    return triton.compile(source, target=GPUTarget("cuda", arch, 32))
+
+
+def resources(compiled, tmp_path: Path) -> dict[str, int]:
+    cubin = tmp_path / "kernel.cubin"
+    cubin.write_bytes(compiled.asm["cubin"])
+    command = [CUOBJDUMP, "--dump-resource-usage", cubin]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return {key: int(re.search(rf"{key}:(\d+)", text)[1]) for key in ("REG", "STACK", "SHARED", "LOCAL")}
+
+
+def vector_accesses(compiled) -> int:
+    return len(re.findall(r"(?:ld|st)\.global[\w.:]*\.v[248]", compiled.asm["ptx"]))
+
+
+@pytest.mark.parametrize("arch", [80, 90])
+@pytest.mark.parametrize("launch", LAUNCHES, ids=lambda launch: launch.__name__.removeprefix("launch_"))
+def test_kernels_compile_without_spills(launch: Callable, arch: int, recorded, tmp_path):
+    for dtype in DTYPES:
+        for channels_last in (False, True):
+            recorded.clear()
+            launch(dtype, channels_last)
+            assert recorded
+            for kernel, args, constants in recorded:
+                compiled = compile_launch(kernel, args, constants, arch)
+                used = resources(compiled, tmp_path)
+                print(
+                    f"{kernel.__name__} sm_{arch} {dtype} channels_last={channels_last}: {used}, "
+                    f"{vector_accesses(compiled)} vector accesses {constants}"
+                )
+                assert used["STACK"] == used["LOCAL"] == 0, used
+                assert used["REG"] <= 255, used
