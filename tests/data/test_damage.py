@@ -1,0 +1,234 @@
+"""Bad clips among good ones: found by the scan or while decoding, named, and without effect on the others."""
+
+import os
+import re
+import resource
+from dataclasses import replace
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from taf_fast.data import ClipLoader, DataError, Manifest, VideoDataset, read_ssv2, scan
+from taf_fast.data.manifest import matroska_size
+from taf_fast.data.ssv2 import Sample
+from taf_fast.data.synth import draw_clip
+
+
+def encode(path: Path, codec: str, frames: int, container: str = "webm", size: tuple[int, int] = (96, 72)):
+    images, _ = draw_clip("Moving [something] from left to right", np.random.default_rng(0), frames, *size)
+    # The index in front, so that a cut mp4 can still be opened.
+    options = {"movflags": "faststart"} if container == "mp4" else {}
+    with av.open(str(path), "w", format=container, options=options) as output:
+        stream = output.add_stream(codec, rate=12)
+        stream.width, stream.height = size
+        stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        for image in images:
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        output.mux(stream.encode())
+
+
+def audio_only(path: Path):
+    with av.open(str(path), "w", format="webm") as output:
+        stream = output.add_stream("libopus", rate=48000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 4800), np.int16), format="s16", layout="mono")
+        frame.sample_rate = 48000
+        output.mux(stream.encode(frame))
+        output.mux(stream.encode())
+
+
+def cut(path: Path, keep: float = 0.6):
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * keep)])
+
+
+def overwrite_end(path: Path, keep: float):
+    """Random bytes of the same length: only decoding finds it."""
+    data = path.read_bytes()
+    start = int(len(data) * keep)
+    path.write_bytes(data[:start] + os.urandom(len(data) - start))
+
+
+BEFORE_SCAN = {
+    "missing": (Path.unlink, "missing file"),
+    "a folder": (lambda path: (path.unlink(), path.mkdir()), "missing file"),
+    "empty": (lambda path: path.write_bytes(b""), "empty file"),
+    "random bytes": (lambda path: path.write_bytes(os.urandom(100)), "cannot be opened"),
+    "truncated": (cut, r"truncated: \d+ of \d+ bytes"),
+    "last byte missing": (lambda path: path.write_bytes(path.read_bytes()[:-1]), "truncated"),
+    "cut mp4": (
+        lambda path: (encode(path, "libvpx-vp9", 20, "mp4"), cut(path)),
+        r"truncated: \d+ of 20 frames",
+    ),
+    "zeros at the end": (
+        lambda path: path.write_bytes(path.read_bytes()[:-2000] + bytes(2000)),
+        r"breaks off after \d.\d of \d.\d seconds",
+    ),
+    "header only": (lambda path: path.write_bytes(path.read_bytes()[:600]), "no frames|cannot be opened"),
+    "too short": (lambda path: encode(path, "libvpx-vp9", 5), "has 5 frames, expected at least 8"),
+    "h264": (lambda path: encode(path, "libx264", 12, "mp4"), "codec h264 is not decodable on the CPU"),
+    "no video": (audio_only, "no video stream"),
+}
+AFTER_SCAN = {
+    "deleted": (Path.unlink, "missing file"),
+    "truncated later": (cut, r"changed since the scan: \d+ bytes instead of \d+"),
+    "all noise": (lambda path: overwrite_end(path, 0), "cannot be decoded"),
+    "half noise": (lambda path: overwrite_end(path, 0.3), "cannot be decoded"),
+}
+
+
+def damage(manifest: Manifest, kinds: dict, rng) -> dict[str, str]:
+    """Does each kind of damage to a random clip; returns the expected reason by clip id."""
+    chosen = rng.choice(len(manifest.clips), len(kinds), replace=False)
+    for index, (action, _) in zip(chosen, kinds.values(), strict=True):
+        action(manifest.clips[index].path)
+    return {manifest.clips[i].id: reason for i, (_, reason) in zip(chosen, kinds.values(), strict=True)}
+
+
+def assert_reasons(actual: dict[str, str], expected: dict[str, str]) -> None:
+    assert actual.keys() == expected.keys()
+    for name, pattern in expected.items():
+        assert re.search(pattern, actual[name]), (pattern, actual[name])
+        assert "\n" not in actual[name] and len(actual[name]) < 200
+
+
+def loader(manifest, **options) -> ClipLoader:
+    settings = {"num_segments": 8, "size": 32, "batch_size": 4, "train": False, "quarantine_limit": 0.9}
+    return ClipLoader(manifest, **settings | options)
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_every_damage_is_named_and_the_good_clips_are_untouched(
+    copied_root, clean, train, rng, seed, by_id, assert_same_clips
+):
+    dataset = read_ssv2(copied_root, "train")
+    before = damage(scan(dataset, 8), BEFORE_SCAN, rng)
+    manifest = scan(dataset, 8)
+    assert_reasons(manifest.defects, before)
+    later = damage(Manifest(manifest.classes, manifest.good), AFTER_SCAN, rng)
+
+    expected = by_id(loader(clean, train=train, seed=seed))
+    damaged = loader(manifest, train=train, seed=seed, batch_size=2)
+    delivered = by_id(damaged)
+    assert_reasons(damaged.quarantined, before | later)
+    assert_same_clips(delivered, {name: expected[name] for name in expected if name not in before | later})
+    # The next epoch leaves the bad clips out from the start and decodes the same ones.
+    assert by_id(damaged).keys() == delivered.keys()
+
+
+def test_codecs_of_the_manifest_decode(tmp_path, by_id):
+    files = {"libvpx": "webm", "libvpx-vp9": "webm", "mjpeg": "avi"}
+    for codec, container in files.items():
+        encode(tmp_path / codec, codec, 12, container)
+    samples = tuple(Sample(codec, tmp_path / codec, 0) for codec in files)
+    manifest = scan(VideoDataset(tmp_path, "train", ("a",), samples), 8)
+    assert [(clip.codec, clip.frames) for clip in manifest.clips] == [("vp8", 12), ("vp9", 12), ("mjpeg", 12)]
+    assert by_id(loader(manifest)).keys() == files.keys()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"width": 48}, r"decoded to shape \(8, 72, 96, 3\), expected \(8, 72, 48, 3\)"),
+        ({"width": 400, "height": 400}, "cannot be decoded: Slice can't be placed out of bounds"),
+        ({"frames": 60}, "cannot be decoded: Unexpected out-of-bounds frame index"),
+    ],
+)
+def test_files_that_differ_from_the_manifest(clean, change, reason, by_id, assert_same_clips):
+    expected = by_id(loader(clean))
+    clips = list(clean.clips)
+    clips[5] = replace(clips[5], **change)
+    wrong = loader(Manifest(clean.classes, tuple(clips)))
+    delivered = by_id(wrong)
+    assert_reasons(wrong.quarantined, {clips[5].id: reason})
+    del expected[clips[5].id]
+    assert_same_clips(delivered, expected)
+
+
+def test_a_file_replaced_by_another_codec_of_equal_size(copied_root, by_id):
+    manifest = scan(read_ssv2(copied_root, "train"), 8)
+    clip = manifest.clips[3]
+    encode(clip.path, "libx264", 12, "mp4", (32, 32))
+    data = clip.path.read_bytes()
+    clip.path.write_bytes(data[: clip.bytes] + bytes(max(0, clip.bytes - len(data))))
+    bad = loader(manifest)
+    by_id(bad)
+    assert_reasons(bad.quarantined, {clip.id: "cannot be decoded: Failed to create video decoder"})
+
+
+def test_batch_without_a_good_clip_is_skipped(copied_root, by_id):
+    manifest = scan(read_ssv2(copied_root, "train"), 8)
+    for clip in manifest.clips[4:8]:
+        clip.path.unlink()
+    bad = loader(manifest)
+    assert len(bad) == 6
+    assert [len(batch.ids) for batch in bad] == [4] * 5
+    assert (bad.epoch, bad.iteration) == (1, 0)
+
+
+def test_too_many_bad_clips_stop_the_run_with_the_list(copied_root):
+    dataset = read_ssv2(copied_root, "train")
+    healthy = scan(dataset, 8)
+    for clip in healthy.clips[:12]:
+        clip.path.unlink()
+    with pytest.raises(DataError, match=r"12 of 24 clips are bad, more than the limit of 10%") as error:
+        loader(scan(dataset, 8), quarantine_limit=0.1)
+    assert str(error.value).count(": missing file") == 10 and "and 2 more" in str(error.value)
+
+    running = loader(healthy, quarantine_limit=0.1)
+    with pytest.raises(DataError, match="4 of 24 clips are bad") as error:
+        list(running)
+    assert all(f"{clip.id}: missing file" in str(error.value) for clip in healthy.clips[:4])
+    with pytest.raises(DataError, match="8 of 24"):
+        list(running)
+    assert len(list(loader(scan(dataset, 8), quarantine_limit=0.5))) == 3
+
+
+def test_no_good_clip_at_all(copied_root):
+    dataset = read_ssv2(copied_root, "validation")
+    healthy = scan(dataset, 8)
+    for clip in healthy.clips:
+        clip.path.unlink()
+    with pytest.raises(DataError, match="16 of 16 clips are bad, no good clip"):
+        loader(scan(dataset, 8), quarantine_limit=1)
+    with pytest.raises(DataError, match="16 of 16 clips are bad, no good clip"):
+        list(loader(healthy, quarantine_limit=1))
+    with pytest.raises(DataError, match="0 of 0"):
+        loader(Manifest(("a",), ()))
+
+
+def test_errors_grow_no_memory(copied_root):
+    """100 batches in which DALI fails, through one loader."""
+    manifest = scan(read_ssv2(copied_root, "validation"), 8)
+    for clip in manifest.clips[::4]:
+        overwrite_end(clip.path, 0.2)
+    failing = loader(manifest, size=112)
+    start = failing.state_dict()
+
+    def fail(times: int) -> float:
+        for _ in range(times):
+            failing.load_state_dict(start)
+            assert [len(batch.ids) for batch in failing] == [3] * 4
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+
+    before = fail(10)
+    assert fail(25) - before < 40
+
+
+def test_real_corrupted_file(real_clip, clean, tmp_path, by_id):
+    samples = (Sample("bad", real_clip("corrupted.mp4"), 0), Sample("good", clean.clips[0].path, 0))
+    manifest = scan(VideoDataset(tmp_path, "train", ("a",), samples), 8)
+    assert "h264" in manifest.defects["bad"]
+    assert by_id(loader(manifest)).keys() == {"good"}
+
+
+def test_matroska_size_of_any_bytes(clean, rng):
+    data = clean.clips[0].path.read_bytes()
+    assert matroska_size(data[:4096]) == len(data)
+    for _ in range(300):
+        head = bytearray(data[: rng.integers(0, 80)])
+        for at in rng.integers(0, max(1, len(head)), 3):
+            if len(head) > 4:
+                head[max(4, at)] = rng.integers(256)
+        matroska_size(bytes(head))
+    assert matroska_size(b"\x1a\x45\xdf\xa3\x80\x18\x53\x80\x67\x01" + b"\xff" * 7) is None
