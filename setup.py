@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent
 setup(
     name="taf_fast",
     version="0.1.0",
-    description="Temporal Adversarial Fine-tuning (TAF, IJCAI 2023) for video models: fused ops, augmentation, step, trainer",
+    description="Temporal Adversarial Fine-tuning (TAF, IJCAI 2023) for video models",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     python_requires=">=3.10",
@@ -36,7 +36,7 @@ setup(
     extras_require={
         # DALI's wheel names its CUDA version; its CPU operators run without a GPU.
         "dali": ["nvidia-dali-cuda130"],
-        "dev": ["pytest", "pytest-benchmark", "hypothesis", "ruff"],
+        "dev": ["pytest", "pytest-benchmark", "hypothesis", "ruff", "setuptools"],
     },
     entry_points={"console_scripts": ["taf-fast = taf_fast.cli:main"]},
 )

@@ -28,7 +28,7 @@ def main() -> None:
     """Run the command line; what the user can mend is one line on stderr and exit status 2."""
     try:
         app()
-    except (RunError, DataError) as error:
+    except (RunError, DataError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 
@@ -86,6 +86,9 @@ def finetune(
     momentum: float = _DEFAULT["momentum"],
     weight_decay: float = _DEFAULT["weight_decay"],
     clip_grad: Annotated[float, typer.Option(help="Largest total L2 norm.")] = _DEFAULT["clip_grad"],
+    fc_lr5: Annotated[
+        bool, typer.Option("--fc-lr5", help="Classifier's rate times 5: a new one on a trained trunk.")
+    ] = _DEFAULT["fc_lr5"],
     dropout: float = _DEFAULT["dropout"],
     alpha: Annotated[float, typer.Option(help="Weight of the clean loss.")] = _DEFAULT["alpha"],
     composition: Annotated[

@@ -5,6 +5,7 @@ import json
 import shutil
 from pathlib import Path
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -20,14 +21,7 @@ from taf_fast.run.progress import Progress
 # Sized for two CPU cores and a few minutes, small enough that the baseline overfits.
 _TRAIN_PER_CLASS, _VAL_PER_CLASS = 60, 25
 _BASELINE = dict(
-    model="tsm_resnet18",
-    num_segments=8,
-    size=40,
-    batch_size=16,
-    dropout=0.5,
-    epochs=10,
-    lr=0.02,
-    lr_steps=(8,),
+    model="tsm_resnet18", num_segments=8, size=40, batch_size=16, epochs=7, lr=0.01, lr_steps=(5,)
 )
 _FINETUNE = dict(epochs=4, lr=0.002, lr_steps=(3,))
 
@@ -65,7 +59,7 @@ def demo(folder: Path) -> bool:
     shown = next(clip.id for clip in validation.good if validation.classes[clip.label] in LONG_TERM)
     weights = {name: results[name].weights for name in ("baseline", "taf")}
     draw_attention(folder / "attention.png", validation, shown, weights)
-    Console().print(_table(results))
+    Console(width=100).print(_table(results))
     print(f"weights, metrics, loss.png and attention.png are in {folder}")
     return True
 
@@ -98,10 +92,11 @@ def _write_results(path: Path, results: dict[str, Result]) -> None:
 
 
 def _table(results: dict[str, Result]) -> Table:
-    table = Table(title="validation, clean path")
-    for column in ("", "top-1 %", "top-5 %", "loss", "s / step", "overhead", "clips attacked"):
-        table.add_column(column, justify="left" if not column else "right")
-    titles = {"baseline": "baseline", "plain": "+ plain fine-tuning", "taf": "+ TAF"}
+    table = Table(title="validation, clean path", box=box.MARKDOWN)
+    table.add_column("", no_wrap=True)
+    for column in ("top-1 %", "top-5 %", "loss", "s / step", "overhead", "attacked"):
+        table.add_column(column, justify="right")
+    titles = {"baseline": "baseline", "plain": "fine-tuned plainly", "taf": "fine-tuned with TAF"}
     for name, result in results.items():
         scores = result.evaluation
         is_taf = name == "taf"

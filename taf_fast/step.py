@@ -77,6 +77,7 @@ class TAFStep(nn.Module):
         self.model, self.augment, self.alpha, self.composition = model, augment, alpha, composition
         self._clean = torch.compile(_clean_forward) if compile else _clean_forward
         self._adversarial = torch.compile(_plain_forward) if compile else _plain_forward
+        self._compiled = compile
 
     def forward(
         self, clips: Tensor, labels: Tensor, generator: torch.Generator | None = None
@@ -142,8 +143,9 @@ class TAFStep(nn.Module):
         if len(rows) == 0:
             return logits.new_zeros(()), attacked
         x_adv = self.augment.attack(self.model, x, targets, statistics, rows)
-        # The number of attacked clips changes from step to step: one graph is to serve them all.
-        torch._dynamo.maybe_mark_dynamic(x_adv, 0)
+        if self._compiled:
+            # The number of attacked clips changes from step to step: one graph is to serve them all.
+            torch._dynamo.maybe_mark_dynamic(x_adv, 0)
         with adversarial_path(self.model):
             adv_logits = self._adversarial(self.model, x_adv)
         return F.cross_entropy(adv_logits, labels[rows]), attacked

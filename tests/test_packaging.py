@@ -1,6 +1,7 @@
 """``kernels/`` is only ever ``taf_fast.kernels``."""
 
 import ast
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -66,3 +67,23 @@ def test_importing_leaves_the_name_kernels_alone_and_needs_no_dali():
 @pytest.mark.parametrize("name", ["PlainStep", "TAFStep", "TemporalAugment", "adapt", "add_adversarial_bn"])
 def test_public_names_are_documented(name):
     assert len(getattr(taf_fast, name).__doc__) > 80
+
+
+def test_installed_package_has_its_kernels(tmp_path):
+    """A plain install, away from the source tree: ``taf_fast.kernels`` is real files, not a link."""
+    copy = tmp_path / "source"
+    ignore = shutil.ignore_patterns(".*", "*.egg-info", "build", "runs", "__pycache__")
+    shutil.copytree(ROOT, copy, symlinks=True, ignore=ignore)
+    target = tmp_path / "site"
+    options = ["--quiet", "--no-deps", "--no-index", "--no-build-isolation", "--target", str(target)]
+    subprocess.run([sys.executable, "-m", "pip", "install", *options, str(copy)], check=True)
+    program = "import taf_fast, taf_fast.kernels.pgd as pgd; print(pgd.__file__)"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(target)},
+    )
+    assert done.stdout.strip() == str(target / "taf_fast" / "kernels" / "pgd.py"), done.stderr
+    assert not (target / "kernels").exists()

@@ -145,6 +145,7 @@ def test_plain_step(generator):
 
 def test_compiled_equals_eager_and_compiles_a_bounded_number_of_times(generator):
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     net, x, labels = make(generator, batch=8)
     net, x = net.float(), x.float()
     eager_net = add_adversarial_bn(copy.deepcopy(net))

@@ -73,10 +73,10 @@ def pictures(rng: np.random.Generator, n: int, width: int, height: int) -> tuple
     Returns the pictures (uint8 ``[n, height, width, 3]``) and the object's name ("red disc").
     """
     colour, shape = str(rng.choice(list(COLOURS))), str(rng.choice(SHAPES))
-    cells = rng.uniform(40, 210, (rng.integers(3, 7), rng.integers(3, 9), 3))
+    cells = rng.uniform(70, 180, (rng.integers(3, 7), rng.integers(3, 9), 3))
     background = _stretch(_stretch(cells, height, 0), width, 1)
 
-    radius = rng.uniform(0.1, 0.2) * height
+    radius = rng.uniform(0.14, 0.24) * height
     cy = rng.uniform(1.2 * radius, height - 1.2 * radius)
     cx = np.linspace(radius, width - radius, n)
     y = np.arange(height, dtype=np.float32)[None, :, None] - cy

@@ -41,6 +41,7 @@ class FinetuneConfig:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     clip_grad: float = 20.0
+    fc_lr5: bool = False
     dropout: float = 0.5
     alpha: float = 0.7
     composition: str = "wrong"

@@ -74,9 +74,7 @@ class _Run:
         if config.method == "taf":
             add_adversarial_bn(self.model)
         self.model.to(self.device).train()
-        self.optimizer = build_sgd(
-            self.model, config.lr, config.momentum, config.weight_decay, config.checkpoint is None
-        )
+        self.optimizer = build_sgd(self.model, config.lr, config.momentum, config.weight_decay, config.fc_lr5)
         self.attack_generator = torch.Generator(self.device).manual_seed(config.seed)
         self.step = self._build_step()
 
@@ -118,7 +116,7 @@ class _Run:
     def train(self, stop: StopRequest) -> Result | None:
         config, evaluation = self.config, None
         total = config.epochs * len(self.loader)
-        with Progress(f"{config.method} {self.folder.name}", total) as progress:
+        with Progress(self.folder.name, total) as progress:
             while self.loader.epoch < config.epochs:
                 epoch = self.loader.epoch
                 lr = config.learning_rate(epoch)
@@ -140,7 +138,7 @@ class _Run:
                     step=self.steps_done, epoch=epoch, **{f"val_{k}": v for k, v in vars(evaluation).items()}
                 )
                 progress.line(
-                    f"{config.method} epoch {epoch + 1}/{config.epochs}: validation top-1 "
+                    f"{self.folder.name} epoch {epoch + 1}/{config.epochs}: validation top-1 "
                     f"{100 * evaluation.top1:.1f} %, loss {evaluation.loss:.3f}"
                 )
                 self._save()

@@ -6,16 +6,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def build_sgd(
-    model: nn.Module, lr: float, momentum: float, weight_decay: float, boost_classifier: bool
+    model: nn.Module, lr: float, momentum: float, weight_decay: float, fc_lr5: bool
 ) -> torch.optim.SGD:
     """SGD over all parameters, in the groups of TSM's official training.
 
-    Weights: lr, decayed. Biases: 2 lr, not decayed. Batch norm: lr, not decayed. The classifier
-    ``fc`` trains faster when it starts from noise: weight 5 lr, bias 10 lr.
-
-    Args:
-        boost_classifier: whether it does, that is, whether the model was not loaded from a
-            checkpoint of the same classes. Otherwise ``fc`` is a layer like the others.
+    Weights: lr, decayed. Biases: 2 lr, not decayed. Batch norm: lr, not decayed. With ``fc_lr5`` the
+    classifier ``fc`` has 5 times that, weight 5 lr and bias 10 lr: for one that starts from noise
+    on a trained trunk. TSM's training leaves it out when it tunes a model on the data set it is of.
 
     The group's factor is kept in its ``lr_scale``; :func:`set_learning_rate` applies it.
     """
@@ -27,7 +24,7 @@ def build_sgd(
                 decay = 0.0
             elif name == "bias":
                 scale, decay = 2.0, 0.0
-            if boost_classifier and module_name.split(".")[-1] == "fc":
+            if fc_lr5 and module_name.split(".")[-1] == "fc":
                 scale *= 5
             groups.setdefault((scale, decay), []).append(parameter)
     return torch.optim.SGD(

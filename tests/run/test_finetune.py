@@ -1,6 +1,7 @@
 """Whole runs through the command line: they finish, survive being killed, and say what is wrong."""
 
 import json
+import math
 import shutil
 import signal
 import subprocess
@@ -218,6 +219,15 @@ def test_a_run_is_neither_overwritten_nor_resumed_as_another(dataset, finished, 
     arguments = finetune_arguments(dataset, out, lr=0.5, checkpoint_every=3)
     assert "lr: 0.01 there, 0.5 now" in error(*arguments, "--resume")
     assert before == {path: path.read_bytes() for path in out.iterdir() if path.is_file()}
+
+
+def test_a_diverged_run_stops_and_keeps_its_last_state(dataset, tmp_path, error):
+    out = tmp_path / "run"
+    message = error(*finetune_arguments(dataset, out, lr=1e12, checkpoint_every=1))
+    assert "expected finite values" in message and str(out) in message
+    steps = measured(out)
+    assert f"step {len(steps) + 1}: loss" in message
+    assert all(math.isfinite(line["loss"]) for line in steps)
 
 
 def test_attention_strip(dataset, finished, tmp_path, error):
