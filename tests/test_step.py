@@ -36,15 +36,17 @@ def test_equals_the_paper(generator, composition, attack_bn, form):
     clean, adversarial = copy.deepcopy(net), copy.deepcopy(net)
     share_all_but_batch_norm(clean, adversarial)
     rows = rows_of(composition, 6)
+    # Attack labels other than the true ones: the adversarial loss must not use them.
+    augment = TemporalAugment(**ATTACK, attack_bn=attack_bn, label="random")
+    targets = augment.attack_labels(torch.zeros(6, 5), labels, torch.Generator().manual_seed(1))
     loss, clean_loss, adv_loss, smallest = taf_losses(
-        clean, adversarial, x, labels, labels, rows, 0.7, attack_bn=attack_bn, **ATTACK
+        clean, adversarial, x, labels, targets, rows, 0.7, attack_bn=attack_bn, **ATTACK
     )
     loss.backward()
     assert smallest > 1e-11
 
-    augment = TemporalAugment(**ATTACK, attack_bn=attack_bn, label="true")
     step = TAFStep(add_adversarial_bn(net), augment, 0.7, composition, compile=False)
-    out = getattr(step, form)(x, labels)
+    out = getattr(step, form)(x, labels, torch.Generator().manual_seed(1))
     if form == "forward":
         out["loss"].backward()
     expected = {"loss": loss, "clean_loss": clean_loss, "adv_loss": adv_loss}

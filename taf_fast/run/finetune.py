@@ -185,7 +185,10 @@ class _Run:
     def _restore(self) -> None:
         position = load_state(self.state_path, self.model, self.optimizer, self._generators())
         self.steps_done = position["step"]
-        self.loader.load_state_dict(position["train"])
+        try:
+            self.loader.load_state_dict(position["train"])
+        except ValueError as error:
+            raise RunError(f"{self.folder} cannot be resumed: {error}") from None
         self.metrics.rewind(position["metrics_lines"])
 
     def _finish(self, evaluation: Evaluation) -> Result:
