@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from taf_fast.data import read_ssv2, scan
-from taf_fast.data.synth import LONG_TERM, write_ssv2
+from taf_fast.data.synth import LONG_TERM, ORDERS, write_ssv2
 from taf_fast.report.attention import draw_attention
 from taf_fast.report.curves import draw_loss_curves
 from taf_fast.run.config import FinetuneConfig
@@ -18,7 +18,7 @@ from taf_fast.run.files import write_text
 from taf_fast.run.finetune import Result, finetune
 from taf_fast.run.progress import Progress
 
-# Sized for two CPU cores and a few minutes, small enough that the baseline overfits.
+# Sized for two CPU cores and a few minutes.
 _TRAIN_PER_CLASS, _VAL_PER_CLASS = 60, 25
 _BASELINE = dict(
     model="tsm_resnet18", num_segments=8, size=40, batch_size=16, epochs=7, lr=0.01, lr_steps=(5,)
@@ -68,13 +68,9 @@ def _write_data(path: Path) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.parent.mkdir(parents=True, exist_ok=True)
-    with Progress("synthetic videos", 1) as progress:
-
-        def show(done: int, total: int) -> None:
-            progress.total = total
-            progress.update(done)
-
-        write_ssv2(temporary, train_per_class=_TRAIN_PER_CLASS, val_per_class=_VAL_PER_CLASS, progress=show)
+    counts = dict(train_per_class=_TRAIN_PER_CLASS, val_per_class=_VAL_PER_CLASS)
+    with Progress("synthetic videos", len(ORDERS) * sum(counts.values())) as progress:
+        write_ssv2(temporary, **counts, progress=lambda done, total: progress.update(done))
     temporary.rename(path)
 
 

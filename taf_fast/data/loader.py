@@ -53,7 +53,8 @@ class ClipLoader:
     Clips that turn out bad are quarantined (``quarantined``: reason by id, including the manifest's defects)
     and missing from their batch, which is skipped when it has no other; the order of the others does not
     change. DataError when more than ``quarantine_limit`` (a fraction) of the manifest's clips are bad, or all
-    of them; ValueError for impossible arguments.
+    of them: the batch that showed it is not delivered, and the next loop tries it again. ValueError for
+    impossible arguments.
     """
 
     def __init__(
@@ -97,7 +98,7 @@ class ClipLoader:
         self.epoch = 0
         self.iteration = 0
         self.quarantined = manifest.defects
-        self._check_quarantine()
+        self._check(self.quarantined)
         # Positions in the manifest: what the order and the plans refer to, whatever is quarantined later.
         self._good = np.array([i for i, clip in enumerate(manifest.clips) if clip.defect is None])
         short = [clip for clip in manifest.good if clip.frames < num_segments]
@@ -121,10 +122,11 @@ class ClipLoader:
             started = time.perf_counter()
             job = self._next_job()
             fetched = job.fetched.result()
+            failures = {job.clips[row].id: reason for row, reason in fetched.failures.items()}
+            # When this raises, the batch counts as not delivered: mended, the loop can go on from it.
+            self._check(self.quarantined | failures)
+            self.quarantined |= failures
             self.iteration += 1
-            for row, reason in fetched.failures.items():
-                self.quarantined[job.clips[row].id] = reason
-            self._check_quarantine()
             if fetched.clips is not None:
                 clips = [job.clips[row] for row in fetched.rows]
                 labels = torch.tensor([clip.label for clip in clips])
@@ -158,7 +160,7 @@ class ClipLoader:
         self.epoch, self.iteration = state["epoch"], state["iteration"]
         self.quarantined = {**self.manifest.defects, **state["quarantined"]}
         self._drop_jobs()
-        self._check_quarantine()
+        self._check(self.quarantined)
 
     def _batches(self) -> list[np.ndarray]:
         """This rank's batches of the current epoch, as positions in the manifest."""
@@ -200,14 +202,14 @@ class ClipLoader:
                 )
         return _Job((self.epoch, iteration), clips, self._fetcher.submit(clips, plans))
 
-    def _check_quarantine(self) -> None:
-        bad, total = len(self.quarantined), len(self.manifest.clips)
+    def _check(self, quarantined: dict[str, str]) -> None:
+        bad, total = len(quarantined), len(self.manifest.clips)
         if bad == total:
             problem = "no good clip"
         elif bad > self.quarantine_limit * total:
             problem = f"more than the limit of {self.quarantine_limit:.0%}"
         else:
             return
-        first = [f"\n  {name}: {reason}" for name, reason in list(self.quarantined.items())[:10]]
+        first = [f"\n  {name}: {reason}" for name, reason in list(quarantined.items())[:10]]
         more = f"\n  and {bad - 10} more" if bad > 10 else ""
         raise DataError(f"{bad} of {total} clips are bad, {problem}:" + "".join(first) + more)

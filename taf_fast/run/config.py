@@ -15,7 +15,7 @@ class RunError(ValueError):
 
 
 # What may differ between a run and its resumption without changing what is computed.
-_FREE = {"out", "threads", "checkpoint_every"}
+_FREE = {"out", "threads", "checkpoint_every", "quarantine_limit"}
 
 
 @dataclasses.dataclass(frozen=True)

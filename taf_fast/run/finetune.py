@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from taf_fast.data import ClipLoader, Manifest, read_ssv2, scan
+from taf_fast.data import ClipLoader, DataError, Manifest, read_ssv2, scan
 from taf_fast.dual_batch_norm import add_adversarial_bn, strip_adversarial_bn
 from taf_fast.run.checkpoint import ModelInfo, load_into, load_state, save_state, save_weights
 from taf_fast.run.config import FinetuneConfig, RunError
@@ -49,7 +49,12 @@ def finetune(config: FinetuneConfig, resume: bool = False, trust_checkpoint: boo
         RunError, DataError: input that cannot work, or a loss that is no longer finite.
     """
     with StopRequest() as stop:
-        return _Run(config, resume, trust_checkpoint).train(stop)
+        run = _Run(config, resume, trust_checkpoint)
+        try:
+            return run.train(stop)
+        except DataError:
+            run.save()  # the weights are sound: with mended data the run can go on from here
+            raise
 
 
 class _Run:
@@ -129,7 +134,7 @@ class _Run:
                     )
                     progress.update(self.steps_done, f"loss {measured['loss']:.3f}")
                     if stop.requested or self.steps_done % config.checkpoint_every == 0:
-                        self._save()
+                        self.save()
                     if stop.requested:
                         progress.line(f"stopped at step {self.steps_done}, its state is in {self.state_path}")
                         return None
@@ -141,7 +146,7 @@ class _Run:
                     f"{self.folder.name} epoch {epoch + 1}/{config.epochs}: validation top-1 "
                     f"{100 * evaluation.top1:.1f} %, loss {evaluation.loss:.3f}"
                 )
-                self._save()
+                self.save()
         return self._finish(evaluation or evaluate(self.model, self.validation, self.device))
 
     def _train_step(self, clips: Tensor, labels: Tensor) -> dict[str, float]:
@@ -172,7 +177,7 @@ class _Run:
             generators["cuda"] = torch.cuda.default_generators[self.device.index or 0]
         return generators
 
-    def _save(self) -> None:
+    def save(self) -> None:
         position = {
             "step": self.steps_done,
             "metrics_lines": self.metrics.lines,

@@ -157,6 +157,29 @@ def test_damaged_clips_are_left_out_and_listed(dataset, tmp_path, error):
     assert broken[0].stem in message and "missing file" in message
 
 
+def test_clips_that_go_bad_during_the_run_cost_nothing(dataset, finished, tmp_path, error):
+    """Files vanish while training; over the limit the run stops, and goes on when they are back."""
+    data, out = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(dataset, data)
+    arguments = finetune_arguments(data, out)
+    process = subprocess.Popen(
+        command(*arguments), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    wait_for_steps(out, process, 2)
+    videos = data / "20bn-something-something-v2"
+    videos.rename(data / "away")
+    errors = process.communicate(timeout=120)[1]
+    assert process.returncode == 2 and "missing file" in errors, errors
+    (data / "away").rename(videos)
+    done = taf_fast(*arguments, "--resume")
+    assert done.returncode == 0, done.stderr
+    steps = [line for line in measured(out) if "loss" in line]
+    assert [line["step"] for line in steps] == list(range(1, 13))
+    assert steps[:2] == [line for line in measured(finished[0]) if "loss" in line][:2]
+    # At most the clips that vanished while their batch was being read.
+    assert sum(line["clips"] for line in steps) >= 48 - 2 * 2
+
+
 @pytest.mark.parametrize(
     "options, words",
     [
