@@ -24,17 +24,21 @@ class Statistics(NamedTuple):
     variance: Tensor
 
 
-class RecordStatistics(TorchFunctionMode):
-    """Collects in ``calls``, in order, the statistics every batch norm used; changes no result."""
-
-    def __init__(self):
-        super().__init__()
-        self.calls: list[Statistics] = []
+class _BatchNormMode(TorchFunctionMode):
+    """Answers every ``F.batch_norm`` with the subclass's ``_batch_norm``, of the same signature."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func is F.batch_norm:
             return self._batch_norm(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
+
+
+class RecordStatistics(_BatchNormMode):
+    """Collects in ``calls``, in order, the statistics every batch norm used; changes no result."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls: list[Statistics] = []
 
     def _batch_norm(
         self, x, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5
@@ -53,17 +57,12 @@ class RecordStatistics(TorchFunctionMode):
         return y
 
 
-class FreezeStatistics(TorchFunctionMode):
+class FreezeStatistics(_BatchNormMode):
     """Makes every batch norm use recorded statistics, in order, as constants."""
 
     def __init__(self, calls: list[Statistics]):
         super().__init__()
         self.calls, self.used = calls, 0
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func is F.batch_norm:
-            return self._batch_norm(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
 
     def _batch_norm(
         self, x, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5
