@@ -20,7 +20,10 @@ def cam(features, gradient, relu=False):
 
 def least_attention_loss(maps, num_frames, denominator):
     low, high = maps.amin(dim=(1, 2, 3), keepdim=True), maps.amax(dim=(1, 2, 3), keepdim=True)
-    normalised = (maps - low) / (high if denominator == "max" else high - low)
+    scale = high if denominator == "max" else high - low
+    # Where all channels are silent the map is 0, so its maximum can be 0: the floor keeps Eq. 3 finite.
+    scale = torch.where(scale.abs() < 1e-6, torch.where(scale < 0, -1e-6, 1e-6), scale)
+    normalised = (maps - low) / scale
     sums = normalised.sum(dim=(2, 3))
     chosen = sums.sort(dim=1, stable=True)
     return chosen.values[:, :num_frames].mean(dim=1), chosen.indices[:, :num_frames]
@@ -78,13 +81,13 @@ def attack(
     perturb="all",
     clamp=True,
 ):
-    """-> perturbed clips [len(rows),T,3,H,W] and the smallest relative |gradient| that moved a pixel.
+    """-> perturbed clips [len(rows),T,3,H,W], and where every step's sign is more than rounding noise.
 
     epsilon and step_size in pixels; ``model.mean`` and ``model.std`` translate.
     """
     mean, std = (v.view(3, 1, 1) for v in (model.mean, model.std))
     model = frozen_copy(model, x) if attack_bn == "frozen" else copy.deepcopy(model)
-    current, smallest = x.clone(), float("inf")
+    current, certain = x.clone(), torch.ones_like(x, dtype=torch.bool)
     for _ in range(steps):
         grad, frames, _ = input_gradient(
             model, current, targets, rows, num_frames, denominator, relu, gradient
@@ -98,9 +101,9 @@ def attack(
                 kept = [t for t in range(x.shape[1]) if t not in chosen]
                 moved[kept] = current[row][kept]
             sizes = grad[row].abs()
-            smallest = min(smallest, (sizes[sizes > 0].min() / sizes.max()).item())
+            certain[row] &= (sizes > 1e-11 * sizes.max()) | (sizes == 0)
             current = torch.cat([current[:row], moved[None], current[row + 1 :]])
-    return current[rows], smallest
+    return current[rows], certain[rows]
 
 
 class Net(nn.Module):
