@@ -1,16 +1,22 @@
-"""Each op beside the plain eager PyTorch anyone would write, in the same run.
+"""Each op beside what anyone would use instead, in the same run and group.
 
-    pytest benchmarks/test_ops.py --benchmark-sort=name
+    pytest benchmarks/test_ops.py --benchmark-json=run.json && python benchmarks/report.py run.json
 
-One group a case, so that the table's relative column is the ratio. On a CPU the op is PyTorch too, and the
-sizes are small: it only shows that nothing is lost. With a GPU the sizes are those of a training step.
-`gigabytes_per_second` counts the bytes an ideal kernel moves. Timings never decide a test.
+Four variants a group: a copy of as many bytes as an ideal kernel would move, plain eager PyTorch, the same
+under torch.compile, and the op. Each result is held against the float64 reference before it is timed: a wrong
+one fails its test and has no time. Timings never decide a test.
+
+On a CPU the op is PyTorch too and the sizes are small: it only shows that nothing is lost. On CUDA the times
+are those of the device, between events, with the cache cleared before every call; they stand in extra_info,
+while pytest-benchmark's own table shows wall time with the launches.
 """
 
+import statistics
 from collections.abc import Callable
 
 import pytest
 import torch
+from reference import ops as reference
 from torch import Tensor
 
 from taf_fast import ops
@@ -18,9 +24,14 @@ from taf_fast import ops
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
 DTYPES = [torch.bfloat16, torch.float32] if CUDA else [torch.float32]
-CLIPS, FRAMES, CHANNELS, PICTURE = (16, 8, 2048, 224) if CUDA else (4, 8, 256, 56)
+SIZES = [(B, T) for B in (8, 32, 64) for T in (8, 16)] if CUDA else [(4, 8)]
+CHANNELS, PICTURE = (2048, 224) if CUDA else (256, 56)
 STAGES = [(256, 56), (1024, 14)] if CUDA else [(64, 14)]
+CALLS, WARM_UP = 100, 10  # of each variant on CUDA
 EPSILON, STEP = 64 / 255, 32 / 255
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+medians: dict[tuple[str, str], float] = {}  # seconds of (group, variant)
 
 
 @pytest.fixture(autouse=True)
@@ -32,41 +43,36 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(params=["copy", "eager", "compiled", "taf_fast"])
+def variant(request) -> str:
+    return request.param
+
+
 def random(*shape: int, dtype: torch.dtype, channels_last: bool = False) -> Tensor:
     x = torch.randn(shape, device=DEVICE, dtype=dtype)
     return x.movedim(-3, -1).contiguous().movedim(-1, -3) if channels_last else x
-
-
-def measure(benchmark, group: str, moved: list[Tensor], function: Callable, *arguments) -> None:
-    def run():
-        result = function(*arguments)
-        if CUDA:
-            torch.cuda.synchronize()
-        return result
-
-    run()
-    benchmark.group = group
-    benchmark(run)
-    if benchmark.stats is not None:  # with --benchmark-disable there are none
-        gigabytes = sum(x.numel() * x.element_size() for x in moved) / 1e9
-        benchmark.extra_info["gigabytes_per_second"] = gigabytes / benchmark.stats.stats.median
 
 
 def eager_frame_cam(features: Tensor, grads: Tensor) -> Tensor:
     return (grads.mean((3, 4), keepdim=True) * features).sum(2)
 
 
-def eager_cam_loss(cam: Tensor, num_frames: int) -> tuple[Tensor, Tensor, Tensor]:
+def eager_cam_loss(cam: Tensor, num_frames: int) -> tuple[Tensor, Tensor]:
     minimum, maximum = cam.amin((1, 2, 3), keepdim=True), cam.amax((1, 2, 3), keepdim=True)
     scores = ((cam - minimum) / maximum).sum((2, 3))
-    lowest, frames = scores.topk(num_frames, dim=1, largest=False)
-    return lowest.mean(1), scores, frames
+    return scores.topk(num_frames, dim=1, largest=False)[0].mean(1), scores
 
 
-def eager_pgd_step(x, grad, clean, step_size, epsilon, lower, upper) -> Tensor:
-    y = x + step_size * grad.sign()
+def eager_pgd_step(x, grad, clean, step_size, epsilon, lower, upper, mean=None, std=None) -> Tensor:
+    per_channel = (
+        v[:, None, None] if isinstance(v, Tensor) else v for v in (step_size, epsilon, lower, upper)
+    )
+    step_size, epsilon, lower, upper = per_channel
+    if mean is not None:
+        clean = (clean.movedim(-1, -3) / 255 - mean[:, None, None]) / std[:, None, None]
+    y = (clean if x is None else x) + step_size * grad.sign()
     y = torch.minimum(torch.maximum(y, clean - epsilon), clean + epsilon)
-    return y.clamp(lower, upper)
+    return y.clamp(lower, upper).to(grad.dtype)
 
 
 def eager_temporal_shift(x: Tensor, num_segments: int, fold_div: int = 8) -> Tensor:
@@ -79,78 +85,186 @@ def eager_temporal_shift(x: Tensor, num_segments: int, fold_div: int = 8) -> Ten
     return out.flatten(0, 1)
 
 
-def against(eager: Callable, op: Callable):
-    return pytest.mark.parametrize("function", [eager, op], ids=["eager", "taf_fast"])
+FUNCTIONS = {  # op, eager, reference
+    "frame_cam": (ops.frame_cam, eager_frame_cam, reference.frame_cam),
+    "cam_loss": (lambda *a: ops.cam_loss(*a)[:2], eager_cam_loss, lambda *a: reference.cam_loss(*a)[:2]),
+    "pgd_step": (ops.pgd_step, eager_pgd_step, reference.pgd_step),
+    "temporal_shift": (ops.temporal_shift, eager_temporal_shift, reference.temporal_shift),
+}
 
 
+def outputs(function: Callable, arguments: tuple, backward: bool) -> Callable[[], tuple[Tensor, ...]]:
+    """What is timed: the forward, or with ``backward`` the gradient of the sum of the first output."""
+    if not backward:
+
+        def forward():
+            result = function(*arguments)
+            return result if isinstance(result, tuple) else (result,)
+
+        return forward
+    leaves = [
+        argument.detach().requires_grad_() if isinstance(argument, Tensor) else argument
+        for argument in arguments
+    ]
+    result = function(*leaves)
+    result = result[0] if isinstance(result, tuple) else result
+    differentiable = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    one = torch.ones_like(result)
+    return lambda: torch.autograd.grad(result, differentiable, one, retain_graph=True)
+
+
+def ends(value, clips: int):
+    """The first and the last clip; what is not per clip as it is."""
+    if not isinstance(value, Tensor) or value.dim() < 2:
+        return value
+    return value.unflatten(0, (clips, -1))[[0, -1]].flatten(0, 1)
+
+
+def check(variant: str, name: str, results: tuple, arguments: tuple, clips: int, backward: bool) -> None:
+    _, eager, exact_function = FUNCTIONS[name]
+    few = tuple(ends(argument, clips) for argument in arguments)
+    doubled = tuple(
+        argument.double() if isinstance(argument, Tensor) and argument.is_floating_point() else argument
+        for argument in few
+    )
+    exact = outputs(exact_function, doubled, backward)()
+    plain = outputs(eager, few, backward)()
+    for actual, truth, theirs in zip(results, exact, plain, strict=True):
+        actual, truth = ends(actual, clips) if actual.dim() > 1 else actual[[0, -1]], truth.detach().cpu()
+        if variant == "taf_fast":
+            reference.assert_as_good_as_pytorch(actual.detach(), truth, theirs.detach())
+        else:
+            allowed = (0.05 if actual.dtype == torch.bfloat16 else 1e-4) * truth.abs().max()
+            assert (actual.cpu().double() - truth).abs().max() <= allowed
+
+
+def device_seconds(run: Callable) -> list[float]:
+    """Reading a buffer of several times the L2 cache leaves none of the operands there, and no lines to be
+    written back; it also keeps the device busy while the call is launched."""
+    cache = torch.cuda.get_device_properties(0).L2_cache_size
+    flush = torch.zeros(max(4 * cache, 2**29) // 4, device=DEVICE)
+    for _ in range(WARM_UP):
+        run()
+    events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(CALLS)]
+    for start, end in events:
+        flush.sum()
+        start.record()
+        run()
+        end.record()
+    torch.cuda.synchronize()
+    return [start.elapsed_time(end) / 1e3 for start, end in events]
+
+
+def measure(benchmark, variant, name, label, size, arguments: tuple, moved: list, backward=False) -> None:
+    """moved: the tensors an ideal kernel reads and writes."""
+    clips, frames = size
+    op, eager, _ = FUNCTIONS[name]
+    nbytes = sum(x.numel() * x.element_size() for x in moved)
+    if variant == "copy":
+        source = torch.zeros(nbytes // 2, dtype=torch.uint8, device=DEVICE)
+        target = torch.empty_like(source)
+
+        def run():
+            return target.copy_(source)
+
+    else:
+        function = op if variant == "taf_fast" else eager
+        if variant == "compiled":
+            torch._dynamo.reset()  # or the second size would be compiled as a dynamic one
+            function = torch.compile(eager, fullgraph=True, dynamic=False)
+        # The backward is timed many times on one graph, whose buffers may then not be given away.
+        with torch._functorch.config.patch(donated_buffer=False):
+            run = outputs(function, arguments, backward)
+            check(variant, name, run(), arguments, clips, backward)
+
+    def run_to_the_end():
+        run()
+        if CUDA:
+            torch.cuda.synchronize()
+
+    group = f"{name}{' backward' if backward else ''} B={clips} T={frames} {label}"
+    benchmark.group = group
+    if CUDA:
+        times = device_seconds(run)
+        benchmark.pedantic(run_to_the_end, rounds=10, warmup_rounds=1)
+    else:
+        benchmark(run_to_the_end)
+        if benchmark.stats is None:  # with --benchmark-disable
+            return
+        times = benchmark.stats.stats.data
+    p20, p50, p80 = (statistics.quantiles(times, n=10)[decile - 1] for decile in (2, 5, 8))
+    medians[group, variant] = p50
+    benchmark.extra_info |= {
+        "variant": variant,
+        "bytes": nbytes,
+        "gigabytes_per_second": nbytes / 1e9 / p50,
+        "microseconds": {"p20": p20 * 1e6, "p50": p50 * 1e6, "p80": p80 * 1e6},
+    }
+    # How many times as fast; a variant that failed its check has no time to compare with.
+    ratios = {
+        f"against_{other}": medians[group, other] / p50
+        for other in ("copy", "eager", "compiled")
+        if (group, other) in medians
+    }
+    benchmark.extra_info |= ratios
+
+
+sizes = pytest.mark.parametrize("size", SIZES, ids=[f"B{B}-T{T}" for B, T in SIZES])
 layouts = pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
-dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=["bf16", "fp32"][-len(DTYPES) :])
+directions = pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
 
 
-@against(eager_frame_cam, ops.frame_cam)
-@layouts
+def label(dtype: torch.dtype, channels_last: bool) -> str:
+    return f"{str(dtype).removeprefix('torch.')} {'channels_last' if channels_last else 'contiguous'}"
+
+
+@sizes
 @dtypes
-def test_frame_cam(benchmark, function, channels_last, dtype):
+@layouts
+@directions
+def test_frame_cam(benchmark, size, dtype, channels_last, backward, variant):
     features, grads = (
-        random(CLIPS, FRAMES, CHANNELS, 7, 7, dtype=dtype, channels_last=channels_last) for _ in range(2)
+        random(*size, CHANNELS, 7, 7, dtype=dtype, channels_last=channels_last) for _ in range(2)
     )
-    group = f"frame_cam {dtype} channels_last={channels_last}"
-    measure(benchmark, group, [features, grads], function, features, grads)
+    moved = [features, grads] + [features, grads] * backward
+    name = label(dtype, channels_last)
+    measure(benchmark, variant, "frame_cam", name, size, (features, grads), moved, backward)
 
 
-@against(eager_frame_cam, ops.frame_cam)
+@sizes
+@directions
+def test_cam_loss(benchmark, size, backward, variant):
+    cam = random(*size, 7, 7, dtype=torch.float32)  # what frame_cam returns, of any input
+    moved = [cam] + [cam] * backward
+    measure(benchmark, variant, "cam_loss", "float32", size, (cam, size[1] // 2), moved, backward)
+
+
+@sizes
+@dtypes
+@pytest.mark.parametrize("start", ["x", "clean", "frames"])
+def test_pgd_step(benchmark, size, dtype, start, variant):
+    """A later step, a first one, and a first one from decoded frames; of those in pixels by numbers only."""
+    x, grad, clean = (random(*size, 3, PICTURE, PICTURE, dtype=dtype) for _ in range(3))
+    arguments: tuple = (x if start == "x" else None, grad, clean, STEP, EPSILON, 0.0, 1.0)
+    moved = [grad, clean, grad] + [x] * (start == "x")
+    if start == "frames":
+        frames = torch.randint(0, 256, (*size, PICTURE, PICTURE, 3), dtype=torch.uint8, device=DEVICE)
+        mean, std = (torch.tensor(v, device=DEVICE) for v in (MEAN, STD))
+        limits = (STEP / std, EPSILON / std, -mean / std, (1 - mean) / std)
+        arguments, moved = (None, grad, frames, *limits, mean, std), [grad, frames, grad]
+    name = f"{str(dtype).removeprefix('torch.')} from {start}"
+    measure(benchmark, variant, "pgd_step", name, size, arguments, moved)
+
+
+@sizes
+@dtypes
 @layouts
-@dtypes
-def test_frame_cam_backward(benchmark, function, channels_last, dtype):
-    features, grads = (
-        random(CLIPS, FRAMES, CHANNELS, 7, 7, dtype=dtype, channels_last=channels_last).requires_grad_()
-        for _ in range(2)
-    )
-    cam = function(features, grads)
-
-    def backward():
-        return torch.autograd.grad(cam, (features, grads), torch.ones_like(cam), retain_graph=True)
-
-    group = f"frame_cam backward {dtype} channels_last={channels_last}"
-    measure(benchmark, group, [features, features, grads], backward)
-
-
-@against(eager_cam_loss, ops.cam_loss)
-def test_cam_loss(benchmark, function):
-    cam = random(CLIPS, FRAMES, 7, 7, dtype=torch.float32)
-    measure(benchmark, "cam_loss", [cam], function, cam, FRAMES // 2)
-
-
-@against(eager_cam_loss, ops.cam_loss)
-def test_cam_loss_backward(benchmark, function):
-    cam = random(CLIPS, FRAMES, 7, 7, dtype=torch.float32).requires_grad_()
-    loss = function(cam, FRAMES // 2)[0].sum()
-    measure(
-        benchmark,
-        "cam_loss backward",
-        [cam, cam],
-        lambda: torch.autograd.grad(loss, cam, retain_graph=True),
-    )
-
-
-@against(eager_pgd_step, ops.pgd_step)
-@pytest.mark.parametrize("per_channel", [False, True], ids=["numbers", "per_channel"])
-@dtypes
-def test_pgd_step(benchmark, function, per_channel, dtype):
-    x, grad, clean = (random(CLIPS, FRAMES, 3, PICTURE, PICTURE, dtype=dtype) for _ in range(3))
-    bounds: list = [STEP, EPSILON, 0.0, 1.0]
-    if per_channel:
-        shape = (3,) if function is ops.pgd_step else (3, 1, 1)
-        bounds = [torch.full(shape, value, device=DEVICE, dtype=dtype) for value in bounds]
-    group = f"pgd_step {dtype} {'per channel' if per_channel else 'numbers'}"
-    measure(benchmark, group, [x, grad, clean, x], function, x, grad, clean, *bounds)
-
-
-@against(eager_temporal_shift, ops.temporal_shift)
-@pytest.mark.parametrize("channels, size", STAGES)
-@layouts
-@dtypes
-def test_temporal_shift(benchmark, function, channels_last, channels, size, dtype):
-    x = random(CLIPS * FRAMES, channels, size, size, dtype=dtype, channels_last=channels_last)
-    group = f"temporal_shift {channels}x{size}x{size} {dtype} channels_last={channels_last}"
-    measure(benchmark, group, [x, x], function, x, FRAMES)
+@directions
+@pytest.mark.parametrize("channels, picture", STAGES)
+def test_temporal_shift(benchmark, size, dtype, channels_last, channels, picture, backward, variant):
+    clips, frames = size
+    x = random(clips * frames, channels, picture, picture, dtype=dtype, channels_last=channels_last)
+    name = f"{channels}x{picture}x{picture} {label(dtype, channels_last)}"
+    # The gradient of the sum reads ones as large as x.
+    measure(benchmark, variant, "temporal_shift", name, size, (x, frames), [x, x], backward)

@@ -73,6 +73,17 @@ def _clip_statistics(
 
 
 @triton.jit
+def _ranks(score, T, BLOCK_T: tl.constexpr):
+    """How many frames come before each: those of lower score, of equal score and lower index; NaN last."""
+    t = tl.arange(0, BLOCK_T)
+    here, there = score[:, None], score[None, :]
+    nan_here, nan_there = here != here, there != there
+    same = (there == here) | (nan_here & nan_there)
+    before = (there < here) | (nan_here & (there == there)) | (same & (t[None, :] < t[:, None]))
+    return tl.sum((before & (t < T)[None, :]).to(tl.int32), axis=1)
+
+
+@triton.jit
 def _cam_loss_kernel(
     cam, loss, scores, frames, T, P, N, cs_b, cs_t, cs_p, eps,
     USE_RANGE: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_P: tl.constexpr,
@@ -82,12 +93,7 @@ def _cam_loss_kernel(
         cam + b * cs_b, T, P, cs_t, cs_p, eps, USE_RANGE, BLOCK_T, BLOCK_P
     )
     t = tl.arange(0, BLOCK_T)
-    here, there = score[:, None], score[None, :]
-    nan_here, nan_there = here != here, there != there
-    same = (there == here) | (nan_here & nan_there)
-    # A frame's rank is the number of frames before it: lower scores, equal scores of lower index, NaN last.
-    before = (there < here) | (nan_here & (there == there)) | (same & (t[None, :] < t[:, None]))
-    rank = tl.sum((before & (t < T)[None, :]).to(tl.int32), axis=1)
+    rank = _ranks(score, T, BLOCK_T)
     chosen = (t < T) & (rank < N)
     tl.store(scores + b * T + t, score, mask=t < T)
     tl.store(frames + b * N + rank, t.to(tl.int64), mask=chosen)
@@ -119,7 +125,7 @@ def _cam_loss_backward_kernel(
         tl.store(d_cam + offsets, grad, mask=(t < T)[:, None] & (p < P)[None, :])
 
 
-def _blocks(T: int, P: int) -> dict[str, int]:
+def clip_blocks(T: int, P: int) -> dict[str, int]:
     block_t = triton.next_power_of_2(T)
     return {"BLOCK_T": block_t, "BLOCK_P": min(TILE // block_t, triton.next_power_of_2(P))}
 
@@ -137,7 +143,7 @@ def cam_loss_triton(
         with on_device_of(cam):
             wrap_triton(_cam_loss_kernel)[(B,)](
                 cam, loss, scores, frames, T, h * w, num_frames, *cam.stride(), eps,
-                USE_RANGE=use_range, **_blocks(T, h * w),
+                USE_RANGE=use_range, **clip_blocks(T, h * w),
             )  # fmt: skip
     return loss, scores, frames
 
@@ -152,7 +158,7 @@ def cam_loss_backward_triton(grad_scores: Tensor, cam: Tensor, use_range: bool, 
             wrap_triton(_cam_loss_backward_kernel)[(B,)](
                 grad_scores, cam, d_cam, T, h * w,
                 *grad_scores.stride(), *cam.stride(), *d_cam.stride(), eps,
-                USE_RANGE=use_range, **_blocks(T, h * w),
+                USE_RANGE=use_range, **clip_blocks(T, h * w),
             )  # fmt: skip
     return d_cam.unflatten(2, (h, w))
 

@@ -166,7 +166,7 @@ class TemporalAugment:
         lower, upper = pixel_range(model, x) if self.clamp else (None, None)
         perturbed = clean
         with running_statistics_untouched(model):
-            for _ in range(self.steps):
+            for step in range(self.steps):
                 if self.attack_bn == "frozen":
                     with FreezeStatistics(statistics):
                         gradient = self._gradient(model, perturbed, targets[rows])
@@ -174,25 +174,49 @@ class TemporalAugment:
                     batch = x.clone()
                     batch[rows] = perturbed
                     gradient = self._gradient(model, batch, targets, rows)[rows]
-                perturbed = ops.pgd_step(perturbed, gradient, clean, step_size, epsilon, lower, upper)
+                # The first step starts at the clean clip: nothing but that needs to be read.
+                start = None if step == 0 else perturbed
+                perturbed = ops.pgd_step(start, gradient, clean, step_size, epsilon, lower, upper)
         return perturbed
 
     def _gradient(self, model: nn.Module, x: Tensor, targets: Tensor, rows=slice(None)) -> Tensor:
         """d(sum over rows of L_C)/dx, [B,T,3,H,W]; exactly 0 for frames that may not move."""
+        x = x.detach().requires_grad_()
+        num_frames = self.num_frames or x.shape[1]
+        closed_form = hasattr(model, "linear_head") and self.gradient == "loss" and not self.relu
+        way = self._through_linear_head if closed_form else self._through_any_head
         with torch.enable_grad():
-            x = x.detach().requires_grad_()
-            features, logits = features_and_logits(model, x)
-            if self.gradient == "loss":
-                objective = F.cross_entropy(logits[rows], targets[rows], reduction="sum")
-            else:
-                objective = logits[rows].gather(1, targets[rows, None]).sum()
-            (weights,) = torch.autograd.grad(objective, features, create_graph=True)
-            cam = ops.frame_cam(features, weights, relu=self.relu)[rows]
-            num_frames = self.num_frames or x.shape[1]
-            loss, _, frames = ops.cam_loss(cam, num_frames, denominator=self.denominator)
-            (gradient,) = torch.autograd.grad(loss.sum(), x)
+            gradient, frames = way(model, x, targets, rows, num_frames)
         if self.perturb == "selected":
             moves = torch.zeros(gradient.shape[:2], dtype=gradient.dtype, device=x.device)
             moves[rows] = moves[rows].scatter(1, frames, 1)
             gradient = gradient * moves[:, :, None, None, None]
         return gradient
+
+    def _through_linear_head(self, model, x, targets, rows, num_frames) -> tuple[Tensor, Tensor]:
+        """The head's second order in closed form; autograd sees the trunk alone."""
+        dropout, linear = model.linear_head
+        features = model.features(x)
+        with torch.no_grad():
+            chosen = features[rows]
+            pooled = chosen.mean((-2, -1))
+            mask = dropout(torch.ones_like(pooled)) if dropout.training and dropout.p > 0 else None
+            logits = linear(pooled if mask is None else pooled * mask).mean(1)
+            through_head, _, frames = ops.cam_gradient(
+                chosen, linear.weight, logits, targets[rows], num_frames, self.denominator, mask=mask
+            )
+        (gradient,) = torch.autograd.grad(features[rows], x, through_head)
+        return gradient, frames
+
+    def _through_any_head(self, model, x, targets, rows, num_frames) -> tuple[Tensor, Tensor]:
+        """Double backward, through the head alone."""
+        features, logits = features_and_logits(model, x)
+        if self.gradient == "loss":
+            objective = F.cross_entropy(logits[rows], targets[rows], reduction="sum")
+        else:
+            objective = logits[rows].gather(1, targets[rows, None]).sum()
+        (weights,) = torch.autograd.grad(objective, features, create_graph=True)
+        cam = ops.frame_cam(features, weights, relu=self.relu)[rows]
+        loss, _, frames = ops.cam_loss(cam, num_frames, denominator=self.denominator)
+        (gradient,) = torch.autograd.grad(loss.sum(), x)
+        return gradient, frames

@@ -8,7 +8,7 @@ import torch
 from reference.temporal_augment import Net, attack, clips_in_range, frozen_copy, input_gradient
 
 import taf_fast
-from taf_fast import TemporalAugment, models
+from taf_fast import TemporalAugment, adapt, models
 
 EPSILON, STEP = 64 / 255, 32 / 255
 
@@ -78,15 +78,35 @@ def test_any_head(generator, attack_bn):
     assert_same_perturbation(augment(net, x, labels), expected, certain)
 
 
-def test_tsm_resnet(generator):
+@pytest.mark.parametrize("attack_bn", ["frozen", "batch"])
+@pytest.mark.parametrize("denominator", ["max", "range"])
+def test_tsm_resnet(generator, denominator, attack_bn):
+    """The family's head has a closed form; the reference differentiates twice through the whole network."""
     torch.manual_seed(generator.initial_seed())
     net = models.build("tsm_resnet18", 5, 4, dropout=0.0).double()
+    net.fc.weight.data *= 100
     x = clips_in_range(net, 2, 4, 48, generator)
     labels = torch.tensor([1, 3])
-    expected, _ = attack(net, x, labels, [0, 1], EPSILON, STEP, 1, 4, "max", "frozen")
-    actual = TemporalAugment(label="true")(net, x, labels)
+    expected, certain = attack(net, x, labels, [0, 1], EPSILON, STEP, 1, 3, denominator, attack_bn)
+    augment = TemporalAugment(num_frames=3, denominator=denominator, attack_bn=attack_bn, label="true")
+    actual = augment(net, x, labels)
+    assert certain.double().mean() > 0.99
     # 10 layers deep some gradients are rounding noise: nearly all signs must agree.
-    assert ((actual - expected).abs() < 1e-12).double().mean() > 0.9999
+    assert ((actual - expected).abs() < 1e-12)[certain].double().mean() > 0.9999
+
+
+def test_closed_form_head_equals_double_backward(generator):
+    """The same model with and without the declaration of its head, dropout and all options in force."""
+    torch.manual_seed(generator.initial_seed())
+    net = models.build("tsm_resnet18", 5, 4, dropout=0.5).double()
+    x, labels = clips_in_range(net, 3, 4, 40, generator), torch.tensor([1, 3, 0])
+    undeclared = adapt(net, "backbone", 4)
+    augment = TemporalAugment(steps=2, num_frames=2, perturb="selected", label="true")
+    moved = []
+    for model in (net, undeclared):
+        torch.manual_seed(7)  # dropout
+        moved.append(augment(model, x, labels))
+    assert ((moved[0] - moved[1]).abs() < 1e-12).double().mean() > 0.999
 
 
 @pytest.mark.parametrize("segments, size", [(1, 9), (4, 5), (3, 12)])

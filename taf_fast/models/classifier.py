@@ -47,5 +47,10 @@ class FrameClassifier(nn.Module):
         """Features [B,T,C,h,w] -> logits [B,num_classes]."""
         return self.fc(self.dropout(features.mean((-2, -1)))).mean(1)
 
+    @property
+    def linear_head(self) -> tuple[nn.Dropout, nn.Linear]:
+        """Declares that ``head`` is: mean over h,w, this dropout, this linear layer, mean over frames."""
+        return self.dropout, self.fc
+
     def forward(self, clips: Tensor) -> Tensor:
         return self.head(self.features(clips))

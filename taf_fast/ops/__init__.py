@@ -5,9 +5,10 @@ and takes the plain PyTorch path on CUDA), leave their inputs untouched, and wor
 torch.compile(fullgraph=True).
 """
 
+from .cam_gradient import cam_gradient
 from .cam_loss import cam_loss
 from .frame_cam import frame_cam
 from .pgd_step import pgd_step
 from .temporal_shift import temporal_shift
 
-__all__ = ["cam_loss", "frame_cam", "pgd_step", "temporal_shift"]
+__all__ = ["cam_gradient", "cam_loss", "frame_cam", "pgd_step", "temporal_shift"]

@@ -33,6 +33,10 @@ def cam_loss(
     gradient flows through D. frames is not differentiable. On CUDA, clips of more than 32 frames take the
     plain PyTorch path.
 
+    NaN or infinity stays in its own clip, whose loss and gradient are then without meaning; frames still
+    holds distinct valid indices. A NaN makes every score of the clip NaN, an infinity that of its own frame,
+    while the clip's other scores are what the formula gives: for +infinity zero.
+
     Args:
         cam: [B,T,h,w], any layout, any sign; T, h and w at least 1; B may be 0.
         num_frames: N, from 1 to T.

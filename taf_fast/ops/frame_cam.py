@@ -19,7 +19,8 @@ def frame_cam(features: Tensor, grads: Tensor, relu: bool = False) -> Tensor:
 
         w[b,t,c] = mean over h,w of grads[b,t,c]        cam[b,t,q] = sum_c w[b,t,c] features[b,t,c,q]
 
-    Differentiable any number of times in both arguments.
+    Differentiable any number of times in both arguments. NaN or infinity stays in its own frame: in features
+    it spoils its own position of the map, in grads the whole map of the frame.
 
     Args:
         features: [B,T,C,h,w], any layout, h and w at least 1; B may be 0.

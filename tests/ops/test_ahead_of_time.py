@@ -17,12 +17,18 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from taf_fast.kernels import cam_loss, common, frame_cam, pgd, temporal_shift
+from taf_fast.kernels import cam_gradient, cam_loss, common, frame_cam, pgd, temporal_shift
 
 pytestmark = pytest.mark.skipif(common.INTERPRETED, reason="kernels are interpreted in this process")
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.int64: "*i64"}
+POINTERS = {
+    torch.float32: "*fp32",
+    torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
+    torch.int64: "*i64",
+    torch.int32: "*i32",
+}
 DTYPES = [torch.bfloat16, torch.float32]
 
 
@@ -58,6 +64,14 @@ def launch_cam_loss_backward(dtype, channels_last):
         cam_loss.cam_loss_backward_triton(meta(16, T), cam, True, 1e-6)
 
 
+def launch_cam_gradient(dtype, channels_last):
+    weight, logits = meta(174, 2048), meta(64, 174, dtype=dtype)
+    targets = meta(64, dtype=torch.int64)
+    for T, mask, use_range in ((8, None, False), (16, meta(64, 16, 2048, dtype=dtype), True)):
+        features = meta(64, T, 2048, 7, 7, dtype=dtype, channels_last=channels_last)
+        cam_gradient.cam_gradient_triton(features, weight, logits, targets, mask, T // 2, use_range, 1e-6)
+
+
 def launch_pgd_step(dtype, channels_last):
     x = meta(16, 8, 3, 224, 224, dtype=dtype, channels_last=channels_last)
     pgd.pgd_step_triton(x, x, x, None, (0.1, 0.2, 0.0, 1.0))
@@ -85,14 +99,16 @@ def recorded(monkeypatch) -> list[tuple]:
         def __getitem__(self, grid):
             return lambda *args, **constants: launches.append((self.kernel, args, constants))
 
-    for module in (frame_cam, cam_loss, pgd, temporal_shift):
+    for module in (frame_cam, cam_loss, cam_gradient, pgd, temporal_shift):
         monkeypatch.setattr(module, "wrap_triton", Recorder)
     return launches
 
 
 def compile_launch(kernel, args: tuple, constants: dict, arch: int):
     signature, constexprs, attributes = {}, {}, {}
-    for index, (name, value) in enumerate(zip(kernel.arg_names, (*args, *constants.values()), strict=True)):
+    options = {name: value for name, value in constants.items() if name not in kernel.arg_names}
+    values = [value for name, value in constants.items() if name in kernel.arg_names]
+    for index, (name, value) in enumerate(zip(kernel.arg_names, (*args, *values), strict=True)):
         if name in constants or (isinstance(value, int) and value == 1):
             signature[name] = "constexpr"
             constexprs[(index,)] = value
@@ -106,7 +122,7 @@ def compile_launch(kernel, args: tuple, constants: dict, arch: int):
         if isinstance(value, Tensor) or (isinstance(value, int) and value % 16 == 0):
             attributes[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(fn=kernel, signature=signature, constexprs=constexprs, attrs=attributes)
-    return triton.compile(source, target=GPUTarget("cuda", arch, 32))
+    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
 
 
 def resources(compiled, tmp_path: Path) -> dict[str, int]:

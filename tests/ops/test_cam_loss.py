@@ -145,6 +145,96 @@ def test_a_nan_spoils_its_own_clip_only(generator, device):
     assert loss[0] == clean[0][0] and torch.equal(scores[0], clean[1][0])
 
 
+PICTURES = [(1, 1), (7, 7), (5, 9)]
+KINDS = ["mixed signs", "all negative", "all zero", "equal frames", "ties"]
+
+
+def cam_of_kind(kind, shape, generator, device):
+    cam = random_cam(shape, torch.float32, generator)
+    if kind == "all negative":
+        cam = -cam.abs() - 0.1
+    elif kind == "all zero":
+        cam = torch.zeros(shape)
+    elif kind == "equal frames":  # whole numbers, which sum exactly in any order
+        cam = torch.randint(-9, 10, shape, generator=generator)[:, :1].expand(shape).float()
+    elif kind == "ties":
+        cam = torch.randint(1, 3, shape, generator=generator).float()
+    return cam.to(device)
+
+
+@pytest.mark.parametrize("denominator", DENOMINATORS)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("picture", PICTURES, ids=str)
+@pytest.mark.parametrize("T", [1, 3, 8, 16, 33])
+def test_every_number_of_lowest_frames(T, picture, kind, denominator, generator, device):
+    cam = cam_of_kind(kind, (2, T, *picture), generator, device)
+    scores = reference.cam_loss(cam.cpu().double(), 1, denominator)[1]
+    plain_scores = reference.cam_loss(cam.cpu(), 1, denominator)[1]
+    for num_frames in range(1, T + 1):
+        loss, own_scores, frames = ops.cam_loss(cam, num_frames, denominator)
+        reference.assert_as_good_as_pytorch(own_scores, scores, plain_scores)
+        own = [reference.lowest(clip, num_frames) for clip in own_scores.tolist()]
+        assert frames.tolist() == own
+        if kind in ("equal frames", "ties", "all zero"):
+            assert own == [reference.lowest(clip, num_frames) for clip in scores.tolist()], "ties are exact"
+        exact, plain = (some.gather(1, frames.cpu()).mean(1) for some in (scores, plain_scores))
+        reference.assert_as_good_as_pytorch(loss, exact, plain)
+
+
+def gradient_of_frames(cam, frames, denominator):
+    leaf = cam.detach().requires_grad_()
+    scores = reference.cam_loss(leaf, 1, denominator)[1]
+    return torch.autograd.grad(scores.gather(1, frames).mean(1).sum(), leaf)[0]
+
+
+@pytest.mark.parametrize("denominator", DENOMINATORS)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("picture", PICTURES, ids=str)
+@pytest.mark.parametrize("T", [1, 3, 8, 16, 33])
+def test_the_gradient_of_the_lowest_frames(T, picture, kind, denominator, generator, device):
+    cam = cam_of_kind(kind, (2, T, *picture), generator, device).requires_grad_()
+    for num_frames in sorted({1, (T + 1) // 2, T}):
+        loss, _, frames = ops.cam_loss(cam, num_frames, denominator)
+        (actual,) = torch.autograd.grad(loss.sum(), cam)
+
+        frames = frames.cpu()
+        exact, plain = (
+            gradient_of_frames(some, frames, denominator) for some in (cam.cpu().double(), cam.cpu())
+        )
+        reference.assert_as_good_as_pytorch(actual, exact, plain)
+
+
+@pytest.mark.parametrize("denominator", DENOMINATORS)
+@pytest.mark.parametrize("where", ["one position", "one frame", "the clip"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("T", [1, 3, 8, 33])
+def test_nan_and_infinity_stay_in_their_clip(T, value, where, denominator, generator, device):
+    cam = random_cam((3, T, 5, 9), torch.float32, generator, device)
+    spoilt = cam.clone()
+    if where == "one position":
+        spoilt[1, T // 2, 2, 3] = value
+    elif where == "one frame":
+        spoilt[1, T // 2] = value
+    else:
+        spoilt[1] = value
+
+    def run(cam):
+        leaf = cam.clone().requires_grad_()
+        loss, scores, frames = ops.cam_loss(leaf, num_frames, denominator)
+        return loss, scores, frames, *torch.autograd.grad(loss.sum(), leaf)
+
+    for num_frames in sorted({1, (T + 1) // 2, T}):
+        actual, expected = run(spoilt), run(cam)
+        for ours, theirs in zip(actual, expected, strict=True):
+            assert torch.equal(ours[::2], theirs[::2]), "another clip changed"
+        _, scores, frames, _ = actual
+        assert len(set(frames[1].tolist())) == num_frames, "not distinct"
+        assert frames[1].min() >= 0 and frames[1].max() < T
+        assert frames[1].tolist() == reference.lowest(scores[1].tolist(), num_frames)
+        assert scores[1, T // 2].isnan(), "the frame's own score"
+        assert not math.isnan(value) or scores[1].isnan().all()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_layouts(layout, dtype, generator, device):
     cam = random_cam((3, 4, 5, 6), dtype, generator, device)

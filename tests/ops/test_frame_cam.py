@@ -1,5 +1,7 @@
 """frame_cam: numbers, gradients, layouts, errors. Also run with interpreted kernels (test_interpreter)."""
 
+import math
+
 import pytest
 import torch
 from reference import ops as reference
@@ -45,6 +47,57 @@ def test_numbers_and_gradients(shape, dtype, generator, device):
     assert actual[1].dtype == actual[2].dtype == dtype
     for ours, truth, theirs in zip(actual, exact, plain, strict=True):
         reference.assert_as_good_as_pytorch(ours, truth.detach(), theirs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("picture", [(1, 1), (7, 7), (5, 9)], ids=str)
+@pytest.mark.parametrize("T", [1, 3, 8, 16, 33])
+def test_sizes_that_fill_no_tile(T, picture, dtype, generator, device):
+    """133 channels are a multiple of no tile; once with channels fast, once with positions fast."""
+    features, grads = inputs((2, T, 133, *picture), dtype, generator, device)
+    features = features - 0.5  # negative maps too
+    exact = reference.frame_cam(*exactly(features, grads)).detach()
+    plain = reference.frame_cam(features, grads)
+    channels_fast = features.movedim(2, -1).contiguous().movedim(-1, 2)
+    for laid_out in (features, channels_fast):
+        reference.assert_as_good_as_pytorch(ops.frame_cam(laid_out, grads), exact, plain)
+
+
+def test_zeros_stay_zeros(generator, device):
+    features, grads = inputs((2, 3, 5, 7, 7), torch.float32, generator, device)
+    nothing = torch.zeros((2, 3, 7, 7), device=device)
+    assert torch.equal(ops.frame_cam(torch.zeros_like(features), grads), nothing)
+    assert torch.equal(ops.frame_cam(features, torch.zeros_like(grads)), nothing)
+    assert torch.equal(ops.frame_cam(features, -grads.abs(), relu=True), nothing)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("where", ["features", "grads"])
+def test_nan_and_infinity_stay_in_their_frame(where, value, generator, device):
+    arguments = dict(
+        zip(("features", "grads"), inputs((3, 4, 5, 3, 3), torch.float32, generator, device), strict=True)
+    )
+    grad_cam = torch.randn((3, 4, 3, 3), generator=generator).to(device)
+
+    def run(features, grads):
+        leaves = features.clone().requires_grad_(), grads.clone().requires_grad_()
+        cam = ops.frame_cam(*leaves)
+        return cam, *torch.autograd.grad(cam, leaves, grad_cam)
+
+    expected = run(**arguments)
+    spoilt = {name: tensor.clone() for name, tensor in arguments.items()}
+    spoilt[where][1, 2, 3, 0, 1] = value
+    actual = run(**spoilt)
+    for ours, theirs in zip(actual, expected, strict=True):
+        elsewhere = torch.ones(3, 4, dtype=torch.bool)
+        elsewhere[1, 2] = False
+        assert torch.equal(ours[elsewhere], theirs[elsewhere]), "another frame changed"
+    finite = actual[0][1, 2].isfinite()
+    if where == "features":
+        finite[0, 1] = not finite[0, 1]
+        assert finite.all(), "one position of the features is one position of the map"
+    else:
+        assert not finite.any(), "one channel's weight reaches the whole frame"
 
 
 @pytest.mark.parametrize("pooled_dtype", [torch.bfloat16, torch.float32])

@@ -10,7 +10,13 @@ from pathlib import Path
 
 import pytest
 
-FILES = ["test_frame_cam.py", "test_cam_loss.py", "test_pgd_step.py", "test_temporal_shift.py"]
+FILES = [
+    "test_frame_cam.py",
+    "test_cam_loss.py",
+    "test_cam_gradient.py",
+    "test_pgd_step.py",
+    "test_temporal_shift.py",
+]
 
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="this is the interpreted run")

@@ -38,22 +38,27 @@ def lowest(scores: list[float], count: int) -> list[int]:
     return order[:count]
 
 
-def pgd_step(x, grad, clean, step_size, epsilon, lower=None, upper=None) -> Tensor:
+def pgd_step(x, grad, clean, step_size, epsilon, lower=None, upper=None, mean=None, std=None) -> Tensor:
+    def limit(value, channel):
+        return value[channel].item() if isinstance(value, Tensor) else value
+
+    if mean is not None:  # bytes, channels last
+        pixels = [clean[..., channel].to(grad.dtype) / 255 for channel in range(clean.shape[-1])]
+        normalised = [(u - limit(mean, channel)) / limit(std, channel) for channel, u in enumerate(pixels)]
+        clean = torch.stack(normalised, dim=-3)
+    if x is None:
+        x = clean
     out = x.clone()
     for channel in range(x.shape[-3]):
-
-        def limit(value, channel=channel):
-            return value[channel].item() if isinstance(value, Tensor) else value
-
         here = (..., channel, slice(None), slice(None))
         sign = (grad[here] > 0).to(x.dtype) - (grad[here] < 0).to(x.dtype)
-        y = x[here] + limit(step_size) * sign
-        y = torch.maximum(y, clean[here] - limit(epsilon))
-        y = torch.minimum(y, clean[here] + limit(epsilon))
+        y = x[here] + limit(step_size, channel) * sign
+        y = torch.maximum(y, clean[here] - limit(epsilon, channel))
+        y = torch.minimum(y, clean[here] + limit(epsilon, channel))
         if lower is not None:
-            y = y.clamp(min=limit(lower))
+            y = y.clamp(min=limit(lower, channel))
         if upper is not None:
-            y = y.clamp(max=limit(upper))
+            y = y.clamp(max=limit(upper, channel))
         out[here] = y
     return out
 
