@@ -18,4 +18,6 @@ install: $(INSTALLED)
 $(INSTALLED): setup.py pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dali,dev]'
+	# A peer for the tests; its dependency torchvision would bring another build of torch.
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --no-deps torchattacks
 	touch $@

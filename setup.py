@@ -36,7 +36,7 @@ setup(
     extras_require={
         # DALI's wheel names its CUDA version; its CPU operators run without a GPU.
         "dali": ["nvidia-dali-cuda130"],
-        "dev": ["pytest", "pytest-benchmark", "hypothesis", "ruff", "setuptools"],
+        "dev": ["captum", "hypothesis", "pytest", "pytest-benchmark", "ruff", "setuptools"],
     },
     entry_points={"console_scripts": ["taf-fast = taf_fast.cli:main"]},
 )

@@ -28,6 +28,7 @@ POINTERS = {
     torch.float16: "*fp16",
     torch.int64: "*i64",
     torch.int32: "*i32",
+    torch.uint8: "*u8",
 }
 DTYPES = [torch.bfloat16, torch.float32]
 
@@ -76,6 +77,10 @@ def launch_pgd_step(dtype, channels_last):
     x = meta(16, 8, 3, 224, 224, dtype=dtype, channels_last=channels_last)
     pgd.pgd_step_triton(x, x, x, None, (0.1, 0.2, 0.0, 1.0))
     pgd.pgd_step_triton(x, x, x, meta(4, 3), ())
+    pgd.pgd_step_triton(None, x, x, None, (0.1, 0.2, 0.0, 1.0))
+    frames = meta(16, 8, 224, 224, 3, dtype=torch.uint8)
+    pgd.pgd_step_triton(None, x, frames, meta(6, 3), ())
+    pgd.pgd_step_triton(x, x, frames, meta(6, 3), ())
 
 
 def launch_temporal_shift(dtype, channels_last):
