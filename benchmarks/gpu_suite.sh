@@ -29,6 +29,8 @@ from taf_fast import ops
 torch.manual_seed(0)
 features, grads = (torch.randn(2, 3, 37, 5, 7, device="cuda", requires_grad=True) for _ in range(2))
 ops.cam_loss(ops.frame_cam(features, grads), 2)[0].sum().backward()
+weight, logits = torch.randn(9, 37, device="cuda"), torch.randn(2, 9, device="cuda")
+ops.cam_gradient(features, weight, logits, torch.tensor([0, 8], device="cuda"), 2)
 grad = torch.randn(2, 3, 3, 5, 7, device="cuda", dtype=torch.bfloat16)
 frames = torch.randint(0, 256, (2, 3, 5, 7, 3), device="cuda", dtype=torch.uint8)
 ops.pgd_step(grad, grad, grad, 0.1, 0.2)
@@ -47,7 +49,7 @@ trap 'rm -f "$run"' EXIT
 status=0
 # An interrupt, unlike a kill, lets pytest write what it has measured.
 timeout --signal=INT --kill-after=10 $((LIMIT - SECONDS)) "$PYTHON" -m pytest -q -p no:cacheprovider \
-    benchmarks/test_ops.py -k "${SIZES:-B32-T8}" --benchmark-json="$run" --benchmark-columns=median,iqr || status=$?
+    benchmarks/test_ops.py benchmarks/test_peers.py -k "${SIZES:-B32-T8} or pgd_attack" --benchmark-json="$run" --benchmark-columns=median,iqr || status=$?
 if [ -s "$run" ]; then
     "$PYTHON" benchmarks/report.py "$run"
 fi

@@ -11,11 +11,14 @@ are those of the device, between events, with the cache cleared before every cal
 while pytest-benchmark's own table shows wall time with the launches.
 """
 
+import functools
 import statistics
 from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
+from reference import cam_gradient as head_reference
 from reference import ops as reference
 from torch import Tensor
 
@@ -25,6 +28,7 @@ CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
 DTYPES = [torch.bfloat16, torch.float32] if CUDA else [torch.float32]
 SIZES = [(B, T) for B in (8, 32, 64) for T in (8, 16)] if CUDA else [(4, 8)]
+CLASSES = 174
 CHANNELS, PICTURE = (2048, 224) if CUDA else (256, 56)
 STAGES = [(256, 56), (1024, 14)] if CUDA else [(64, 14)]
 CALLS, WARM_UP = 100, 10  # of each variant on CUDA
@@ -63,6 +67,43 @@ def eager_cam_loss(cam: Tensor, num_frames: int) -> tuple[Tensor, Tensor]:
     return scores.topk(num_frames, dim=1, largest=False)[0].mean(1), scores
 
 
+def eager_cam_gradient(features: Tensor, logits: Tensor) -> Tensor:
+    """Double backward through the head, which has to be run for its graph."""
+    leaf = features.detach().requires_grad_()
+    logits = F.linear(leaf.mean((3, 4)), head_weight(features)).mean(1)
+    cross_entropy = F.cross_entropy(logits, first_class(logits), reduction="sum")
+    (grads,) = torch.autograd.grad(cross_entropy, leaf, create_graph=True)
+    loss, _ = eager_cam_loss(eager_frame_cam(leaf, grads), features.shape[1])
+    return torch.autograd.grad(loss.sum(), leaf)[0]
+
+
+def op_cam_gradient(features: Tensor, logits: Tensor) -> Tensor:
+    targets, frames = first_class(logits), features.shape[1]
+    return ops.cam_gradient(features, head_weight(features), logits, targets, frames)[0]
+
+
+def reference_cam_gradient(features: Tensor, logits: Tensor) -> Tensor:
+    features, targets = features.cpu(), first_class(logits).cpu()
+    weight = head_weight(features)
+    bias = torch.zeros(len(weight), dtype=features.dtype)
+    return head_reference.cam_gradient(features, weight, bias, targets, features.shape[1])[0]
+
+
+def head_weight(like: Tensor) -> Tensor:
+    """One linear layer for all, [CLASSES,C], made once."""
+    return linear_layer(like.shape[2], like.device, like.dtype)
+
+
+@functools.cache
+def linear_layer(channels: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    values = torch.randn(CLASSES, channels, generator=torch.Generator().manual_seed(0)) * 0.05
+    return values.to(device, dtype)
+
+
+def first_class(logits: Tensor) -> Tensor:
+    return torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
+
+
 def eager_pgd_step(x, grad, clean, step_size, epsilon, lower, upper, mean=None, std=None) -> Tensor:
     per_channel = (
         v[:, None, None] if isinstance(v, Tensor) else v for v in (step_size, epsilon, lower, upper)
@@ -88,6 +129,7 @@ def eager_temporal_shift(x: Tensor, num_segments: int, fold_div: int = 8) -> Ten
 FUNCTIONS = {  # op, eager, reference
     "frame_cam": (ops.frame_cam, eager_frame_cam, reference.frame_cam),
     "cam_loss": (lambda *a: ops.cam_loss(*a)[:2], eager_cam_loss, lambda *a: reference.cam_loss(*a)[:2]),
+    "cam_gradient": (op_cam_gradient, eager_cam_gradient, reference_cam_gradient),
     "pgd_step": (ops.pgd_step, eager_pgd_step, reference.pgd_step),
     "temporal_shift": (ops.temporal_shift, eager_temporal_shift, reference.temporal_shift),
 }
@@ -238,6 +280,18 @@ def test_cam_loss(benchmark, size, backward, variant):
     cam = random(*size, 7, 7, dtype=torch.float32)  # what frame_cam returns, of any input
     moved = [cam] + [cam] * backward
     measure(benchmark, variant, "cam_loss", "float32", size, (cam, size[1] // 2), moved, backward)
+
+
+@sizes
+@dtypes
+@layouts
+def test_cam_gradient(benchmark, size, dtype, channels_last, variant):
+    if variant == "compiled":
+        pytest.skip("double backward does not compile")
+    features = random(*size, CHANNELS, 7, 7, dtype=dtype, channels_last=channels_last).relu()
+    logits = F.linear(features.mean((3, 4)), head_weight(features)).mean(1)
+    name = label(dtype, channels_last)
+    measure(benchmark, variant, "cam_gradient", name, size, (features, logits), [features, features])
 
 
 @sizes

@@ -5,6 +5,7 @@ The other op tests run on the GPU too, by their device fixture: numbers, gradien
 
 import pytest
 import torch
+from reference import cam_gradient as head_reference
 from reference import ops as reference
 from torch.library import opcheck
 
@@ -93,6 +94,32 @@ def test_pgd_step(start, dtype, layout, compiled, generator):
     exact, plain = (reference.pgd_step(*values, *limits) for values in (doubled, on_cpu))
     assert actual.stride() == torch.empty_like(laid_out[1]).stride()
     reference.assert_as_good_as_pytorch(actual, exact, plain)
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("layout", [torch.clone, channels_last, sliced], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("T, C, size, masked", [(8, 2048, 7, False), (16, 133, 9, True)])
+def test_cam_gradient(T, C, size, masked, layout, compiled, generator):
+    """Many clips at once, again and again: the last program of a clip must see all others' stores."""
+    features = layout(normal(32, T, C, size, size, generator=generator).relu())
+    weight = normal(174, C, generator=generator) * 0.1
+    mask = (normal(32, T, C, generator=generator) > 0) * 2.0 if masked else None
+    targets = torch.randint(0, 174, (32,), generator=generator).to(DEVICE)
+    doubled = [None if v is None else v.cpu().double() for v in (features, weight, mask)]
+    bias = torch.zeros(174, dtype=torch.float64)
+    logits = head_reference.head(doubled[0], doubled[1], bias, doubled[2]).float().to(DEVICE)
+    exact, losses, _ = head_reference.cam_gradient(
+        doubled[0], doubled[1], bias, targets.cpu(), T, mask=doubled[2]
+    )
+    run = torch.compile(ops.cam_gradient, fullgraph=True) if compiled else ops.cam_gradient
+    scale = exact.abs().amax((1, 2, 3, 4), keepdim=True)
+    first = None
+    for _ in range(20):
+        gradient, loss, _ = run(features, weight, logits, targets, T, mask=mask)
+        first = gradient if first is None else first
+        assert torch.equal(gradient, first)
+    torch.testing.assert_close(loss.cpu().double(), losses, rtol=1e-3, atol=1e-3)
+    assert ((gradient.cpu().double() - exact) / scale).abs().max() < 1e-3
 
 
 @pytest.mark.parametrize("layout", [torch.clone, channels_last, sliced], ids=lambda f: f.__name__)

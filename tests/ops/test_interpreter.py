@@ -16,6 +16,7 @@ FILES = [
     "test_cam_gradient.py",
     "test_pgd_step.py",
     "test_temporal_shift.py",
+    "test_far_offsets.py",
 ]
 
 
