@@ -113,7 +113,7 @@ class TemporalAugment:
         with torch.no_grad(), running_statistics_untouched(model), RecordStatistics() as recorded:
             _, logits = features_and_logits(model, x)
         targets = self.attack_labels(logits, labels, generator)
-        return self.attack(model, x, targets, recorded.calls)
+        return self.attack(model, x, targets, recorded.calls)[0]
 
     def check(self, x: Tensor, labels: Tensor) -> None:
         """Raise ValueError unless labels fit the clips [B,T,3,H,W] and N fits their T."""
@@ -147,7 +147,7 @@ class TemporalAugment:
         targets: Tensor,
         statistics: list[Statistics],
         rows: Tensor | None = None,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         """Eq. 6 for chosen clips of a batch, given what its clean forward showed.
 
         Args:
@@ -157,43 +157,48 @@ class TemporalAugment:
             rows: int64 [n], the clips to perturb; None for all.
 
         Returns:
-            [n,T,3,H,W], without gradient.
+            The perturbed clips [n,T,3,H,W], without gradient; and bool [n], true where L_C was NaN or
+            infinite at some step, so that there was nowhere to move such a clip.
         """
         rows = slice(None) if rows is None else rows
         x = x.detach()
         clean = x[rows]
         step_size, epsilon = (pixel_units(model, v, x) for v in (self.step_size, self.epsilon))
         lower, upper = pixel_range(model, x) if self.clamp else (None, None)
-        perturbed = clean
+        perturbed, failed = clean, torch.zeros(len(clean), dtype=torch.bool, device=x.device)
         with running_statistics_untouched(model):
             for step in range(self.steps):
                 if self.attack_bn == "frozen":
                     with FreezeStatistics(statistics):
-                        gradient = self._gradient(model, perturbed, targets[rows])
+                        gradient, loss = self._gradient(model, perturbed, targets[rows])
                 else:
                     batch = x.clone()
                     batch[rows] = perturbed
-                    gradient = self._gradient(model, batch, targets, rows)[rows]
+                    gradient, loss = self._gradient(model, batch, targets, rows)
+                    gradient = gradient[rows]
+                failed |= ~loss.isfinite()
                 # The first step starts at the clean clip: nothing but that needs to be read.
                 start = None if step == 0 else perturbed
                 perturbed = ops.pgd_step(start, gradient, clean, step_size, epsilon, lower, upper)
-        return perturbed
+        return perturbed, failed
 
-    def _gradient(self, model: nn.Module, x: Tensor, targets: Tensor, rows=slice(None)) -> Tensor:
-        """d(sum over rows of L_C)/dx, [B,T,3,H,W]; exactly 0 for frames that may not move."""
+    def _gradient(
+        self, model: nn.Module, x: Tensor, targets: Tensor, rows=slice(None)
+    ) -> tuple[Tensor, Tensor]:
+        """d(sum over rows of L_C)/dx, [B,T,3,H,W], exactly 0 for frames that may not move; and L_C."""
         x = x.detach().requires_grad_()
         num_frames = self.num_frames or x.shape[1]
         closed_form = hasattr(model, "linear_head") and self.gradient == "loss" and not self.relu
         way = self._through_linear_head if closed_form else self._through_any_head
         with torch.enable_grad():
-            gradient, frames = way(model, x, targets, rows, num_frames)
+            gradient, loss, frames = way(model, x, targets, rows, num_frames)
         if self.perturb == "selected":
             moves = torch.zeros(gradient.shape[:2], dtype=gradient.dtype, device=x.device)
             moves[rows] = moves[rows].scatter(1, frames, 1)
             gradient = gradient * moves[:, :, None, None, None]
-        return gradient
+        return gradient, loss
 
-    def _through_linear_head(self, model, x, targets, rows, num_frames) -> tuple[Tensor, Tensor]:
+    def _through_linear_head(self, model, x, targets, rows, num_frames) -> tuple[Tensor, Tensor, Tensor]:
         """The head's second order in closed form; autograd sees the trunk alone."""
         dropout, linear = model.linear_head
         features = model.features(x)
@@ -202,13 +207,13 @@ class TemporalAugment:
             pooled = chosen.mean((-2, -1))
             mask = dropout(torch.ones_like(pooled)) if dropout.training and dropout.p > 0 else None
             logits = linear(pooled if mask is None else pooled * mask).mean(1)
-            through_head, _, frames = ops.cam_gradient(
+            through_head, loss, frames = ops.cam_gradient(
                 chosen, linear.weight, logits, targets[rows], num_frames, self.denominator, mask=mask
             )
         (gradient,) = torch.autograd.grad(features[rows], x, through_head)
-        return gradient, frames
+        return gradient, loss, frames
 
-    def _through_any_head(self, model, x, targets, rows, num_frames) -> tuple[Tensor, Tensor]:
+    def _through_any_head(self, model, x, targets, rows, num_frames) -> tuple[Tensor, Tensor, Tensor]:
         """Double backward, through the head alone."""
         features, logits = features_and_logits(model, x)
         if self.gradient == "loss":
@@ -219,4 +224,4 @@ class TemporalAugment:
         cam = ops.frame_cam(features, weights, relu=self.relu)[rows]
         loss, _, frames = ops.cam_loss(cam, num_frames, denominator=self.denominator)
         (gradient,) = torch.autograd.grad(loss.sum(), x)
-        return gradient, frames
+        return gradient, loss.detach(), frames

@@ -27,7 +27,7 @@ class PlainStep(nn.Module):
         self._forward = torch.compile(_plain_forward) if compile else _plain_forward
 
     def forward(self, clips: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """As :meth:`TAFStep.forward`, without ``adv_loss`` and ``attacked``."""
+        """As :meth:`TAFStep.forward`, with ``loss``, ``clean_loss`` and ``logits`` alone."""
         logits = self._forward(self.model, to_model_input(self.model, clips))
         loss = F.cross_entropy(logits, labels)
         return {"loss": loss, "clean_loss": loss.detach(), "logits": logits.detach()}
@@ -91,8 +91,9 @@ class TAFStep(nn.Module):
 
         Returns:
             ``loss`` (with gradient), ``clean_loss`` and ``adv_loss`` (detached scalars; the latter
-            0 when no clip is attacked), ``logits`` [B,classes] of the clean pass (detached) and
-            ``attacked``, the number of attacked clips (int64 scalar).
+            0 when no clip is attacked), ``logits`` [B,classes] of the clean pass (detached),
+            ``attacked``, the number of attacked clips, and ``failed``, how many of these had a NaN or
+            infinite attack loss, so that they stayed as they were (int64 scalars).
 
         Raises:
             ValueError: shapes that do not fit, N > T, or NaN or infinity in the clips.
@@ -100,9 +101,9 @@ class TAFStep(nn.Module):
         x = self._input(clips, labels)
         logits, statistics = self._clean(self.model, x)
         clean_loss = F.cross_entropy(logits, labels)
-        adv_loss, attacked = self._adversarial_loss(x, labels, logits.detach(), statistics, generator)
+        adv_loss, counts = self._adversarial_loss(x, labels, logits.detach(), statistics, generator)
         loss = self.alpha * clean_loss + (1 - self.alpha) * adv_loss
-        return self._report(loss, clean_loss, adv_loss, logits, attacked)
+        return self._report(loss, clean_loss, adv_loss, logits, counts)
 
     def accumulate_grads(
         self, clips: Tensor, labels: Tensor, generator: torch.Generator | None = None
@@ -117,12 +118,12 @@ class TAFStep(nn.Module):
         clean_loss = F.cross_entropy(logits, labels)
         (self.alpha * clean_loss).backward()
         logits, clean_loss = logits.detach(), clean_loss.detach()
-        adv_loss, attacked = self._adversarial_loss(x, labels, logits, statistics, generator)
+        adv_loss, counts = self._adversarial_loss(x, labels, logits, statistics, generator)
         if adv_loss.requires_grad:
             ((1 - self.alpha) * adv_loss).backward()
         adv_loss = adv_loss.detach()
         loss = self.alpha * clean_loss + (1 - self.alpha) * adv_loss
-        return self._report(loss, clean_loss, adv_loss, logits, attacked)
+        return self._report(loss, clean_loss, adv_loss, logits, counts)
 
     def _input(self, clips: Tensor, labels: Tensor) -> Tensor:
         x = to_model_input(self.model, clips)
@@ -136,19 +137,19 @@ class TAFStep(nn.Module):
         logits: Tensor,
         statistics: list[Statistics],
         generator: torch.Generator | None,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         targets = self.augment.attack_labels(logits, labels, generator)
         rows = self._attacked_rows(logits, labels)
-        attacked = torch.tensor(len(rows))
+        counts = {"attacked": torch.tensor(len(rows)), "failed": torch.tensor(0)}
         if len(rows) == 0:
-            return logits.new_zeros(()), attacked
-        x_adv = self.augment.attack(self.model, x, targets, statistics, rows)
+            return logits.new_zeros(()), counts
+        x_adv, failed = self.augment.attack(self.model, x, targets, statistics, rows)
         if self._compiled:
             # The number of attacked clips changes from step to step: one graph is to serve them all.
             torch._dynamo.maybe_mark_dynamic(x_adv, 0)
         with adversarial_path(self.model):
             adv_logits = self._adversarial(self.model, x_adv)
-        return F.cross_entropy(adv_logits, labels[rows]), attacked
+        return F.cross_entropy(adv_logits, labels[rows]), counts | {"failed": failed.sum()}
 
     def _attacked_rows(self, logits: Tensor, labels: Tensor) -> Tensor:
         correct = logits.argmax(1) == labels
@@ -156,13 +157,13 @@ class TAFStep(nn.Module):
         return chosen[self.composition].nonzero().flatten()
 
     @staticmethod
-    def _report(loss, clean_loss, adv_loss, logits, attacked) -> dict[str, Tensor]:
+    def _report(loss, clean_loss, adv_loss, logits, counts) -> dict[str, Tensor]:
         return {
             "loss": loss,
             "clean_loss": clean_loss.detach(),
             "adv_loss": adv_loss.detach(),
             "logits": logits.detach(),
-            "attacked": attacked,
+            **counts,
         }
 
 

@@ -9,6 +9,7 @@ from reference.step import share_all_but_batch_norm, taf_losses
 from reference.temporal_augment import Net, clips_in_range
 
 from taf_fast import PlainStep, TAFStep, TemporalAugment, add_adversarial_bn, models, strip_adversarial_bn
+from taf_fast.batch_statistics import RecordStatistics
 
 ATTACK = dict(epsilon=64 / 255, step_size=32 / 255, steps=1, num_frames=4, denominator="max")
 
@@ -97,6 +98,27 @@ def test_no_clip_chosen(generator, form):
     for name, parameter in plain.named_parameters():
         torch.testing.assert_close(net.get_parameter(name).grad, parameter.grad)
     assert net.bn1.adversarial.num_batches_tracked == 0
+
+
+@pytest.mark.parametrize("closed_form", [False, True])
+def test_a_clip_without_a_finite_attack_loss_stays_and_is_counted(generator, closed_form):
+    net, x, labels = make(generator)
+    if closed_form:
+        net.linear_head = (torch.nn.Dropout(0.0), net.fc)
+    clean = net.features
+
+    def overflow(clips):  # in the attack alone, and for one clip
+        features = clean(clips)
+        return features * torch.tensor([1.0, float("inf"), 1, 1, 1, 1]).view(6, 1, 1, 1, 1)
+
+    with torch.no_grad(), RecordStatistics() as recorded:
+        net(x)
+    net.features = overflow
+    moved, failed = TemporalAugment(label="true").attack(net, x, labels, recorded.calls)
+    assert failed.tolist() == [False, True, False, False, False, False]
+    assert torch.equal(moved[1], x[1]) and moved.isfinite().all() and not torch.equal(moved[0], x[0])
+    step = TAFStep(add_adversarial_bn(make(generator)[0]), TemporalAugment(), compile=False)
+    assert step(x, labels)["failed"] == 0
 
 
 def test_label_of_the_attack_follows_the_generator(generator):
