@@ -36,7 +36,8 @@ setup(
     extras_require={
         # DALI's wheel names its CUDA version; its CPU operators run without a GPU.
         "dali": ["nvidia-dali-cuda130"],
-        "dev": ["captum", "hypothesis", "pytest", "pytest-benchmark", "ruff", "setuptools"],
+        # scipy is there for torchattacks, which is installed without its requirements (see Makefile).
+        "dev": ["captum", "hypothesis", "pytest", "pytest-benchmark", "ruff", "scipy", "setuptools"],
     },
     entry_points={"console_scripts": ["taf-fast = taf_fast.cli:main"]},
 )
