@@ -34,8 +34,11 @@ setup(
         "av",
     ],
     extras_require={
-        # DALI's wheel names its CUDA version; its CPU operators run without a GPU.
+        # DALI's wheels name the CUDA version they were built for; their CPU operators need no GPU.
         "dali": ["nvidia-dali-cuda130"],
+        # What reading video takes on a machine with a GPU: torch's own wheels bring the rest of CUDA.
+        "cuda": ["nvidia-dali-cuda130"],
+        "cuda12": ["nvidia-dali-cuda120"],
         # scipy is there for torchattacks, which is installed without its requirements (see Makefile).
         "dev": ["captum", "hypothesis", "pytest", "pytest-benchmark", "ruff", "scipy", "setuptools"],
     },
