@@ -10,7 +10,7 @@ import torch
 import typer
 
 from taf_fast.data import ClipLoader, DataError, read_ssv2, scan
-from taf_fast.run.checkpoint import load_model, load_weights, require_classes
+from taf_fast.run.checkpoint import load_model, read_info, require_classes
 from taf_fast.run.config import FinetuneConfig, RunError
 from taf_fast.run.files import write_text
 
@@ -119,7 +119,7 @@ def finetune(
     from taf_fast.run.finetune import finetune as run
 
     options = {name: value for name, value in locals().items() if name in _DEFAULT}
-    known = None if checkpoint is None else load_weights(checkpoint, trust_checkpoint)[1]
+    known = None if checkpoint is None else read_info(checkpoint)
     for name in ("model", "num_segments", "size"):
         if options[name] is None:
             options[name] = _DEFAULT[name] if known is None else getattr(known, name)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -50,15 +51,9 @@ def load_weights(path: Path, trust: bool = False) -> tuple[dict[str, Tensor], Mo
     Raises:
         RunError: no such file, damaged, or it cannot be read without running its code.
     """
-    if not path.is_file():
-        raise RunError(f"checkpoint {path} does not exist")
+    info = read_info(path)
     if path.suffix == ".safetensors":
-        tensors, header = _read(path)
-        info = None
-        if header is not None:
-            values = json.loads(header)
-            info = ModelInfo(**values | {"classes": tuple(values["classes"])})
-        return tensors, info
+        return _read(path)[0], info
     try:
         content = torch.load(path, map_location="cpu", weights_only=not trust)
     except Exception as error:
@@ -71,6 +66,24 @@ def load_weights(path: Path, trust: bool = False) -> tuple[dict[str, Tensor], Mo
     if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
         raise RunError(f"checkpoint {path} holds no state dict, expected names and tensors")
     return {name.removeprefix("module."): value for name, value in content.items()}, None
+
+
+def read_info(path: Path) -> ModelInfo | None:
+    """What a file of weights says of its model, from its header alone; None for files not written here.
+
+    Raises:
+        RunError: no such file, or damaged.
+    """
+    if not path.is_file():
+        raise RunError(f"checkpoint {path} does not exist")
+    if path.suffix != ".safetensors":
+        return None
+    with _opened(path) as file:
+        header = (file.metadata() or {}).get(_KEY)
+    if header is None:
+        return None
+    values = json.loads(header)
+    return ModelInfo(**values | {"classes": tuple(values["classes"])})
 
 
 def load_into(model: nn.Module, path: Path, classes: tuple[str, ...], trust: bool = False) -> None:
@@ -180,9 +193,15 @@ def _write(path: Path, tensors: dict[str, Tensor], header: str) -> None:
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], str | None]:
+    with _opened(path) as file:
+        names, metadata = file.keys(), file.metadata() or {}
+        return {name: file.get_tensor(name) for name in names}, metadata.get(_KEY)
+
+
+@contextmanager
+def _opened(path: Path):
     try:
         with safe_open(path, framework="pt") as file:
-            names, metadata = file.keys(), file.metadata() or {}
-            return {name: file.get_tensor(name) for name in names}, metadata.get(_KEY)
+            yield file
     except SafetensorError as error:
         raise RunError(f"{path} is truncated or no safetensors file: {error}") from None
