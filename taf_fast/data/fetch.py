@@ -1,16 +1,19 @@
 """From planned clips to pixels, in the background: bad clips come back as reasons, never as exceptions."""
 
 import re
+from collections.abc import Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from .errors import DataError
+from .colour import apply_colours
+from .errors import DataError, different_size
 from .manifest import Clip
 from .pipeline import ClipDecoder
 from .planner import ClipPlan
+from .sources import VIDEO, kind, read
 
 
 @dataclass(frozen=True)
@@ -23,74 +26,89 @@ class Fetched:
     failures: dict[int, str]
 
 
-class ClipFetcher:
-    """Reads files in ``threads`` threads and decodes them batch by batch, in the order of submission."""
+@dataclass(frozen=True)
+class _Request:
+    """A batch under way; the reads are those of the rows."""
 
-    def __init__(self, size: int, batch_size: int, threads: int):
-        self._batch = ClipDecoder(size, batch_size, threads)
-        self._single = ClipDecoder(size, batch_size=1, threads=1)
+    clips: list[Clip]
+    plans: list[ClipPlan]
+    reads: list[Future]
+
+
+class ClipFetcher:
+    """Reads clips of ``kinds`` in ``threads`` threads and decodes them batch by batch, in the order of
+    submission."""
+
+    def __init__(self, kinds: Set[str], size: int, batch_size: int, threads: int):
+        self._batch = {kind: ClipDecoder(kind, size, batch_size, threads) for kind in kinds}
+        self._single = {kind: ClipDecoder(kind, size, batch_size=1, threads=1) for kind in kinds}
         self._readers = ThreadPoolExecutor(threads)
         self._decoding = ThreadPoolExecutor(1)
 
     def submit(self, clips: list[Clip], plans: list[ClipPlan]) -> "Future[Fetched]":
         """Starts reading a batch of at most ``batch_size`` clips."""
-        reads = [self._readers.submit(_read, clip) for clip in clips]
-        return self._decoding.submit(self._decode, clips, plans, reads)
+        reads = [self._readers.submit(read, clip, plan) for clip, plan in zip(clips, plans, strict=True)]
+        return self._decoding.submit(self._decode, _Request(clips, plans, reads))
 
-    def _decode(self, clips: list[Clip], plans: list[ClipPlan], reads: list[Future]) -> Fetched:
-        encoded: dict[int, np.ndarray] = {}
+    def _decode(self, request: _Request) -> Fetched:
+        sources: dict[str, dict[int, np.ndarray]] = {}
         failures: dict[int, str] = {}
-        for row, read in enumerate(reads):
+        for row, (clip, future) in enumerate(zip(request.clips, request.reads, strict=True)):
             try:
-                encoded[row] = read.result()
+                source = future.result()
             except DataError as error:
                 failures[row] = str(error)
-        if encoded:
-            try:
-                rows = list(encoded)
-                pixels, shapes = self._batch(list(encoded.values()), [plans[row] for row in rows])
-            except RuntimeError:
-                # DALI does not say which clip it was.
-                rows, pixels, shapes = self._decode_singly(encoded, plans, failures)
-            # A file can hold other frames than its container says: its crop would be another one.
-            for row, shape in zip(rows, shapes, strict=True):
-                expected = (len(plans[row].frames), clips[row].height, clips[row].width, 3)
-                if tuple(shape) != expected:
-                    failures[row] = f"decoded to shape {(*map(int, shape),)}, expected {expected}"
-        if len(failures) == len(clips):
+            else:
+                sources.setdefault(kind(clip), {})[row] = source
+        parts = [self._decode_kind(name, request, rows, failures) for name, rows in sources.items()]
+        parts = [(rows, pixels) for rows, pixels in parts if rows]
+        rows = [row for rows, _ in parts for row in rows]
+        if not rows:
             return Fetched(None, [], failures)
+        pixels = torch.cat([part for _, part in parts]) if len(parts) > 1 else parts[0][1]
+        if rows != sorted(rows):
+            pixels = pixels[np.argsort(rows)]
+            rows.sort()
+        for index, row in enumerate(rows):
+            colours = request.plans[row].colours
+            if colours is not None:
+                pixels[index] = apply_colours(pixels[index], colours)
+        return Fetched(pixels, rows, failures)
+
+    def _decode_kind(
+        self, name: str, request: _Request, sources: dict[int, np.ndarray], failures: dict[int, str]
+    ) -> tuple[list[int], torch.Tensor | None]:
+        """Rows and pixels of the clips that can be decoded; notes the reasons of the others."""
+        try:
+            rows = list(sources)
+            pixels, sizes = self._batch[name](list(sources.values()), [request.plans[row] for row in rows])
+        except RuntimeError:
+            # DALI does not say which clip it was.
+            rows, pixels, sizes = self._decode_singly(name, request, sources, failures)
+        # A file can hold other frames than the scan saw: its crop would be another one.
+        for row, found in zip(rows, sizes, strict=True):
+            expected = (request.clips[row].height, request.clips[row].width)
+            if name == VIDEO and tuple(found) != expected:
+                failures[row] = different_size(found, expected)
         good = [index for index, row in enumerate(rows) if row not in failures]
         if len(good) < len(rows):
             pixels = pixels[good]
-        return Fetched(pixels, [rows[index] for index in good], failures)
+        return [rows[index] for index in good], pixels
 
     def _decode_singly(
-        self, encoded: dict[int, np.ndarray], plans: list[ClipPlan], failures: dict[int, str]
+        self, name: str, request: _Request, sources: dict[int, np.ndarray], failures: dict[int, str]
     ) -> tuple[list[int], torch.Tensor | None, np.ndarray]:
         """Decodes the clips that can be, noting the reasons of the others in ``failures``."""
         results = {}
-        for row, data in encoded.items():
+        for row, source in sources.items():
             try:
-                results[row] = self._single([data], [plans[row]])
+                results[row] = self._single[name]([source], [request.plans[row]])
             except RuntimeError as error:
                 failures[row] = _reason(error)
         if not results:
-            return [], None, np.empty((0, 4))
-        pixels, shapes = zip(*results.values(), strict=True)
-        return list(results), torch.cat(pixels), np.concatenate(shapes)
-
-
-def _read(clip: Clip) -> np.ndarray:
-    """The whole file, uint8; DataError when it is not the file that was scanned."""
-    try:
-        data = np.fromfile(clip.path, np.uint8)
-    except FileNotFoundError:
-        raise DataError("missing file") from None
-    except OSError as error:
-        raise DataError(f"cannot be read: {error.strerror or error}") from error
-    if data.size != clip.bytes:
-        raise DataError(f"changed since the scan: {data.size} bytes instead of {clip.bytes}")
-    return data
+            return [], None, np.empty((0, 2))
+        pixels, sizes = zip(*results.values(), strict=True)
+        return list(results), torch.cat(pixels), np.concatenate(sizes)
 
 
 def _reason(error: RuntimeError) -> str:

@@ -13,6 +13,8 @@ from .errors import DataError
 from .fetch import ClipFetcher, Fetched
 from .manifest import Clip, Manifest
 from .planner import epoch_order, plan
+from .sources import kind
+from .view import DEFAULT_VIEW, TrainingView
 
 # Batches being decoded while the caller works on one.
 AHEAD = 2
@@ -34,14 +36,16 @@ class _Job:
 
     position: tuple[int, int]
     clips: list[Clip]
+    labels: list[int]
     fetched: "Future[Fetched]"
 
 
 class ClipLoader:
     """Iterates over the clips of a manifest, one epoch per loop.
 
-    Training takes random frames and crops in an order shuffled by (seed, epoch) and drops the incomplete last
-    batch (unless it is the only one); evaluation takes the centres in the order of the manifest and keeps it.
+    Training takes random views of the clips, as ``view`` says, in an order shuffled by (seed, epoch) and
+    drops the incomplete last batch (unless it is the only one); evaluation takes the centres in the order of
+    the manifest and keeps it. Labels are those of the views: a mirrored clip can be of another class.
     ``size`` is the side of the delivered frames in pixels, ``batch_size`` the clips per step of this rank,
     ``threads`` the decoding threads.
 
@@ -69,6 +73,7 @@ class ClipLoader:
         rank: int = 0,
         world_size: int = 1,
         quarantine_limit: float = 0.1,
+        view: TrainingView = DEFAULT_VIEW,
     ):
         at_least_one = {
             "num_segments": num_segments,
@@ -95,6 +100,7 @@ class ClipLoader:
         self.rank = rank
         self.world_size = world_size
         self.quarantine_limit = quarantine_limit
+        self.view = view
         self.epoch = 0
         self.iteration = 0
         self.quarantined = manifest.defects
@@ -111,7 +117,8 @@ class ClipLoader:
             raise DataError(f"{len(self._good)} good clips are too few for {world_size} ranks")
         self._order: tuple[int, list[np.ndarray]] = (-1, [])
         self._jobs: deque[_Job] = deque()
-        self._fetcher = ClipFetcher(size, batch_size, threads)
+        kinds = {kind(clip) for clip in manifest.good}
+        self._fetcher = ClipFetcher(kinds, size, batch_size, threads)
 
     def __len__(self) -> int:
         """Batches per epoch on this rank, counting those that turn out empty."""
@@ -129,7 +136,7 @@ class ClipLoader:
             self.iteration += 1
             if fetched.clips is not None:
                 clips = [job.clips[row] for row in fetched.rows]
-                labels = torch.tensor([clip.label for clip in clips])
+                labels = torch.tensor([job.labels[row] for row in fetched.rows])
                 wait = time.perf_counter() - started
                 yield Batch(fetched.clips, labels, [clip.id for clip in clips], wait)
         self.epoch += 1
@@ -196,11 +203,11 @@ class ClipLoader:
         for position in map(int, self._batches()[iteration]):
             clip = self.manifest.clips[position]
             if clip.id not in self.quarantined:
+                settings = (self.num_segments, self.size, self.seed, self.epoch, self.train, self.view)
                 clips.append(clip)
-                plans.append(
-                    plan(clip, position, self.num_segments, self.size, self.seed, self.epoch, self.train)
-                )
-        return _Job((self.epoch, iteration), clips, self._fetcher.submit(clips, plans))
+                plans.append(plan(clip, position, *settings))
+        labels = [plan.label for plan in plans]
+        return _Job((self.epoch, iteration), clips, labels, self._fetcher.submit(clips, plans))
 
     def _check(self, quarantined: dict[str, str]) -> None:
         bad, total = len(quarantined), len(self.manifest.clips)

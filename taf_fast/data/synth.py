@@ -1,23 +1,22 @@
-"""A small data set in the layout of Something-Something-V2 whose classes only order in time tells apart.
+"""Small data sets in the layouts of the real ones whose classes only order in time tells apart.
 
 Every clip is a permutation of one ordered set of pictures: an object at positions evenly spaced from left to
 right. A class is an order of these pictures, so neither a single frame nor the set of frames says which class
 it is.
 """
 
-import json
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-import av
 import numpy as np
 
 from .ssv2 import label_text
+from .synth_formats import FORMATS, Written
 
-FPS = 12
 SHAPES = ("disc", "square", "diamond", "ring", "cross", "triangle")
 COLOURS = {
     "red": (220, 40, 40),
@@ -29,9 +28,6 @@ COLOURS = {
     "black": (15, 15, 15),
     "orange": (240, 140, 30),
 }
-# VP9 at its fastest; bitexact keeps random identifiers out of the container.
-ENCODER = {"deadline": "realtime", "cpu-used": "8", "crf": "25", "b": "0"}
-CONTAINER = {"fflags": "+bitexact"}
 
 
 def _twice(n: int) -> np.ndarray:
@@ -131,7 +127,7 @@ class _Clip:
     seed: tuple[int, ...]
 
 
-def write_ssv2(
+def write(
     root: str | os.PathLike,
     train_per_class: int = 40,
     val_per_class: int = 10,
@@ -139,31 +135,39 @@ def write_ssv2(
     frames: tuple[int, int] = (24, 40),
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
+    *,
+    format: str,
 ) -> None:
-    """Writes VP9 webm clips and their json files under ``root``, in the layout of Something-Something-V2.
+    """Writes clips and their annotations under ``root``, in the layout of a real data set.
 
-    ``size`` is (width, height) in pixels, at least 16 each; a clip's length is uniform in ``frames`` (both
-    ends included, at least 4) at 12 frames per second. The files depend on the arguments only.
-    ``progress(done, total)`` is called after every clip. Raises FileExistsError when ``root`` is not an empty
-    or new folder, ValueError for impossible arguments.
+    ``format`` is "ssv2" (VP9 webm), "ssv1" (JPEG frames) or "diving48" (H.264 mp4); equal arguments draw
+    equal clips in each. ``size`` is (width, height) in pixels, at least 16 each and even for mp4; a clip's
+    length is uniform in ``frames`` (both ends included, at least 4) at 12 frames per second. The files depend
+    on the arguments only. ``progress(done, total)`` is called after every clip. Raises FileExistsError when
+    ``root`` is not an empty or new folder, ValueError for impossible arguments.
     """
     root = Path(root)
+    if format not in FORMATS:
+        raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
     if min(train_per_class, val_per_class) < 0 or train_per_class + val_per_class == 0:
         raise ValueError(f"expected clips per class, got train {train_per_class} and val {val_per_class}")
     if min(size) < 16:
         raise ValueError(f"size (width, height) must be at least 16 pixels, got {size}")
+    if format == "diving48" and (size[0] % 2 or size[1] % 2):
+        raise ValueError(f"size (width, height) must be even for mp4, got {size}")
     if not 4 <= frames[0] <= frames[1]:
         raise ValueError(f"frames must be (min, max) with 4 <= min <= max, got {frames}")
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise FileExistsError(f"{root} is not empty: a data set is only written to a new or empty folder")
 
     splits = _draw_splits({"train": train_per_class, "validation": val_per_class}, seed)
-    videos = root / "20bn-something-something-v2"
-    videos.mkdir(parents=True)
+    layout = FORMATS[format]
+    folder = root / layout.folder
+    folder.mkdir(parents=True)
     # Encoding releases the interpreter lock: threads are enough.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         jobs = {
-            clip: pool.submit(_write_clip, videos / f"{clip.id}.webm", clip, size, frames)
+            clip: pool.submit(_write_clip, layout.encode, folder / clip.id, clip, size, frames)
             for clips in splits.values()
             for clip in clips
         }
@@ -171,11 +175,14 @@ def write_ssv2(
             job.result()
             if progress:
                 progress(done, len(jobs))
+    layout.annotate(
+        root, list(ORDERS), {name: [jobs[clip].result() for clip in clips] for name, clips in splits.items()}
+    )
 
-    names = sorted(map(label_text, ORDERS))
-    _write_json(root, "labels", {name: str(index) for index, name in enumerate(names)})
-    for split, clips in splits.items():
-        _write_json(root, split, [_annotation(clip, jobs[clip].result()) for clip in clips])
+
+write_ssv1 = partial(write, format="ssv1")
+write_ssv2 = partial(write, format="ssv2")
+write_diving48 = partial(write, format="diving48")
 
 
 def _draw_splits(per_class: dict[str, int], seed: int) -> dict[str, list[_Clip]]:
@@ -189,31 +196,16 @@ def _draw_splits(per_class: dict[str, int], seed: int) -> dict[str, list[_Clip]]
     return splits
 
 
-def _write_clip(path: Path, clip: _Clip, size: tuple[int, int], frames: tuple[int, int]) -> str:
-    """Draws and encodes one clip; returns its object's name."""
+def _write_clip(
+    encode: Callable[[Path, np.ndarray], None],
+    path: Path,
+    clip: _Clip,
+    size: tuple[int, int],
+    frames: tuple[int, int],
+) -> Written:
+    """Draws and encodes one clip."""
     rng = np.random.default_rng(clip.seed)
     n = int(rng.integers(frames[0], frames[1] + 1))
     images, name = draw_clip(clip.template, rng, n, *size)
-    with av.open(str(path), "w", options=CONTAINER) as container:
-        stream = container.add_stream("libvpx-vp9", rate=FPS, options=ENCODER)
-        stream.width, stream.height = size
-        stream.pix_fmt = "yuv420p"
-        stream.codec_context.thread_count = 1
-        for image in images:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-        container.mux(stream.encode())
-    return name
-
-
-def _annotation(clip: _Clip, name: str) -> dict:
-    return {
-        "id": clip.id,
-        "label": clip.template.replace("[something]", f"a {name}").lower(),
-        "template": clip.template,
-        "placeholders": [f"a {name}"],
-    }
-
-
-def _write_json(root: Path, name: str, content: object) -> None:
-    path = root / f"something-something-v2-{name}.json"
-    path.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    encode(path, images)
+    return Written(clip.id, clip.template, name, n)

@@ -2,14 +2,15 @@
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from taf_fast.data import read_ssv2, scan
-from taf_fast.data.synth import write_ssv2
+from taf_fast.data import Manifest, read_dataset, read_ssv2, scan
+from taf_fast.data.synth import write_diving48, write_ssv1, write_ssv2
 
 NUM_SEGMENTS = 8
 
@@ -31,6 +32,39 @@ def clean_root(tmp_path_factory) -> Path:
 def clean(clean_root):
     """The manifest of the training split."""
     return scan(read_ssv2(clean_root, "train"), NUM_SEGMENTS)
+
+
+@pytest.fixture(scope="session")
+def roots(clean_root) -> dict[str, Path]:
+    """The same data set in every format, by its name. Read only."""
+    roots = {"ssv2": clean_root, "ssv1": clean_root.parent / "ssv1", "diving48": clean_root.parent / "d48"}
+    sizes = dict(train_per_class=3, val_per_class=2, size=(96, 72), frames=(10, 20), seed=5)
+    write_ssv1(roots["ssv1"], **sizes)
+    write_diving48(roots["diving48"], **sizes)
+    return roots
+
+
+def merge(roots: dict[str, Path]) -> Manifest:
+    """Eight training clips of every format in turn; ids are <format>-<id>."""
+    manifests = {name: scan(read_dataset(root, "train"), NUM_SEGMENTS) for name, root in roots.items()}
+    clips = [
+        replace(manifest.clips[i], id=f"{name}-{manifest.clips[i].id}")
+        for i in range(8)
+        for name, manifest in manifests.items()
+    ]
+    return Manifest(manifests["ssv2"].classes, tuple(clips))
+
+
+@pytest.fixture(scope="session")
+def mixed(roots) -> Manifest:
+    """A manifest with 24 clips of all formats. Read only."""
+    return merge(roots)
+
+
+@pytest.fixture
+def copied_mixed(roots, tmp_path) -> Manifest:
+    """The same clips, in copies to damage."""
+    return merge({name: shutil.copytree(root, tmp_path / name) for name, root in roots.items()})
 
 
 @pytest.fixture

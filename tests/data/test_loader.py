@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from taf_fast.data import Batch, ClipLoader, DataError, Manifest, read_ssv2, scan
+from taf_fast.data import Batch, ClipLoader, DataError, Manifest, TrainingView, read_ssv2, scan
 
 SETTINGS = {"num_segments": 8, "size": 32, "batch_size": 4, "train": True}
 
@@ -41,6 +41,12 @@ def test_evaluation_takes_every_clip_in_order_and_is_the_same_every_epoch(clean)
     assert [len(batch.ids) for batch in first] == [5, 5, 5, 5, 4]
     assert_equal(second, first)
     assert_equal(list(loader(clean, train=False, batch_size=5, seed=2)), first)
+
+
+def test_clips_of_all_formats_come_in_the_order_of_the_manifest(mixed):
+    (batch,) = loader(mixed, train=False, batch_size=24)
+    assert batch.ids == [clip.id for clip in mixed.clips]
+    assert batch.labels.tolist() == [clip.label for clip in mixed.clips]
 
 
 def test_training_differs_between_epochs_and_seeds(clean, by_id):
@@ -89,10 +95,9 @@ def with_bad_clips(copied_root) -> Manifest:
     return Manifest(manifest.classes, tuple(clips))
 
 
-@pytest.mark.parametrize("damaged", [False, True])
-def test_resumed_loaders_deliver_what_an_uninterrupted_one_does(clean, copied_root, damaged, seed):
-    manifest = with_bad_clips(copied_root) if damaged else clean
-    options = {"seed": seed, "quarantine_limit": 0.5}
+def assert_resumes(manifest, bad: tuple[int, int], **options) -> None:
+    """At every batch of two epochs, in which ``bad`` (least, most) clips are quarantined."""
+    options = {"quarantine_limit": 0.5} | options
     uninterrupted = loader(manifest, **options)
     expected, states = [], [uninterrupted.state_dict()]
     for _ in range(2):
@@ -100,8 +105,7 @@ def test_resumed_loaders_deliver_what_an_uninterrupted_one_does(clean, copied_ro
             expected.append(batch)
             states.append(uninterrupted.state_dict())
     # Every epoch leaves out the incomplete last batch: a bad clip may be in it both times.
-    found = len(uninterrupted.quarantined)
-    assert 2 <= found <= 4 if damaged else found == 0
+    assert bad[0] <= len(uninterrupted.quarantined) <= bad[1]
     for delivered, state in enumerate(states):
         resumed = loader(manifest, **options)
         resumed.load_state_dict(json.loads(json.dumps(state)))
@@ -110,6 +114,23 @@ def test_resumed_loaders_deliver_what_an_uninterrupted_one_does(clean, copied_ro
             rest += list(resumed)
         assert_equal(rest, expected[delivered:])
         assert resumed.state_dict() == uninterrupted.state_dict()
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_resumed_loaders_deliver_what_an_uninterrupted_one_does(clean, copied_root, damaged, seed):
+    manifest = with_bad_clips(copied_root) if damaged else clean
+    assert_resumes(manifest, (2, 4) if damaged else (0, 0), seed=seed)
+
+
+def test_resuming_with_every_format_and_choice(copied_mixed, seed):
+    clips = list(copied_mixed.clips)
+    clips[2] = replace(clips[2], defect="known")
+    for index in (4, 5, 6):
+        path = clips[index].path
+        for file in path.iterdir() if path.is_dir() else [path]:
+            file.write_bytes(file.read_bytes()[:500].ljust(file.stat().st_size, b"\0"))
+    view = TrainingView("shared", "random_resized", flip=True, swap=((0, 1),), colour=True)
+    assert_resumes(Manifest(copied_mixed.classes, tuple(clips)), (2, 4), seed=seed, view=view)
 
 
 def test_leaving_the_loop_continues_after_the_last_delivered_batch(clean, seed):

@@ -1,39 +1,30 @@
-"""DALI's frames against PyAV's decoder and two independent resizes."""
+"""Delivered frames against PyAV's and PIL's decoders and two independent resizes."""
+
+from dataclasses import replace
 
 import av
 import numpy as np
 import pytest
-from av.video.reformatter import VideoReformatter
+from data.video_files import decode, encode
 from PIL import Image
 from reference.resize import triangle
 
-from taf_fast.data import ClipLoader, Manifest, VideoDataset, read_ssv2, scan
+from taf_fast.data import ClipLoader, Manifest, TrainingView, VideoDataset, read_dataset, scan
+from taf_fast.data.annotations import Sample
 from taf_fast.data.pipeline import ClipDecoder
 from taf_fast.data.planner import ClipPlan, plan
-from taf_fast.data.ssv2 import Sample
-
-# Bilinear with full chroma interpolation and accurate rounding: what DALI does.
-EXACT = 0x42002
+from taf_fast.data.sources import VIDEO
 
 
-def decode(path) -> np.ndarray:
-    """All frames of a file, RGB uint8 [F, H, W, 3]."""
-    reformatter = VideoReformatter()
-    with av.open(str(path)) as container:
-        return np.stack(
-            [
-                reformatter.reformat(frame, format="rgb24", interpolation=EXACT).to_ndarray()
-                for frame in container.decode(video=0)
-            ]
-        )
+def assert_is_planned(actual, path, plan: ClipPlan, turns: int = 0) -> None:
+    """``actual`` [T, size, size, 3] is the planned crop of the planned frames, resized.
 
-
-def assert_is_planned(actual, path, plan: ClipPlan) -> None:
-    """``actual`` [T, size, size, 3] is the planned crop of the planned frames, resized."""
+    ``turns`` are quarter turns counter-clockwise, before cropping.
+    """
     size = actual.shape[1]
     assert actual.shape == (len(plan.frames), size, size, 3)
     y, x = slice(plan.y, plan.y + plan.height), slice(plan.x, plan.x + plan.width)
-    crop = decode(path)[plan.frames][:, y, x]
+    crop = np.rot90(decode(path)[plan.frames], turns, (1, 2))[:, y, x]
     actual = np.asarray(actual).astype(float)
     # Half a level is rounding.
     assert abs(actual - triangle(crop, size)).max() < 0.51
@@ -44,19 +35,106 @@ def assert_is_planned(actual, path, plan: ClipPlan) -> None:
 
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize("size", [48, 112])
-def test_delivered_clips_are_the_planned_ones(clean, clean_root, train, size, seed, by_id):
-    labels = {sample.id: sample.label for sample in read_ssv2(clean_root, "train").samples}
-    loader = ClipLoader(clean, 8, size, 6, train, seed=seed)
+def test_delivered_clips_are_the_planned_ones(mixed, roots, train, size, seed):
+    labels = {
+        f"{name}-{sample.id}": sample.label
+        for name, root in roots.items()
+        for sample in read_dataset(root, "train").samples
+    }
+    loader = ClipLoader(mixed, 8, size, 6, train, seed=seed)
     delivered = {
         name: (clip, int(label))
         for batch in loader
         for name, clip, label in zip(batch.ids, batch.clips, batch.labels, strict=True)
     }
-    assert len(delivered) == len(clean.clips)
-    for position, clip in enumerate(clean.clips):
+    assert len(delivered) == len(mixed.clips) == 24
+    for position, clip in enumerate(mixed.clips):
         pixels, label = delivered[clip.id]
         assert label == labels[clip.id]
         assert_is_planned(pixels, clip.path, plan(clip, position, 8, size, seed, 0, train))
+
+
+def test_crops_of_any_shape(mixed, seed, by_id):
+    view = TrainingView(crop="random_resized")
+    delivered = by_id(ClipLoader(mixed, 8, 40, 6, True, seed=seed, view=view))
+    for position, clip in enumerate(mixed.clips):
+        assert_is_planned(delivered[clip.id], clip.path, plan(clip, position, 8, 40, seed, 0, True, view))
+
+
+def test_pyav_and_dali_decode_to_the_same_pixels(clean, seed, by_id, assert_same_clips):
+    """DALI decodes VP9; of a codec it does not know PyAV does."""
+    expected = by_id(ClipLoader(clean, 8, 64, 6, True, seed=seed))
+    other = Manifest(clean.classes, tuple(replace(clip, codec="other") for clip in clean.clips))
+    assert_same_clips(by_id(ClipLoader(other, 8, 64, 6, True, seed=seed)), expected)
+
+
+def one_clip(path) -> Manifest:
+    return scan(VideoDataset(path.parent, "train", ("a",), (Sample("1", path, 0),), "ssv2"), 8)
+
+
+@pytest.mark.parametrize(
+    ("codec", "container", "size", "pixels"),
+    [
+        ("libx264", "mp4", (96, 72), "yuv420p"),
+        ("libx264", "mp4", (95, 71), "yuv444p"),
+        ("libx264", "matroska", (96, 72), "yuv420p"),
+        ("libx264", "mpegts", (96, 72), "yuv420p"),
+        ("libx265", "mp4", (96, 72), "yuv420p"),
+        ("mpeg4", "mp4", (95, 71), "yuv420p"),
+        ("mpeg4", "avi", (96, 72), "yuv420p"),
+        ("libsvtav1", "mp4", (96, 72), "yuv420p"),
+        ("libvpx-vp9", "mp4", (95, 71), "yuv420p"),
+    ],
+)
+def test_codecs_containers_and_odd_sizes(tmp_path, codec, container, size, pixels, seed, by_id):
+    if codec not in av.codecs_available:
+        pytest.skip(f"FFmpeg was built without {codec}")
+    encode(tmp_path / "video", codec, 21, container, size, pixels=pixels)
+    manifest = one_clip(tmp_path / "video")
+    (clip,) = manifest.clips
+    assert clip.defect is None and (clip.frames, clip.width, clip.height) == (21, *size)
+    delivered = by_id(ClipLoader(manifest, 8, 40, 1, train=True, seed=seed))
+    assert_is_planned(delivered["1"], clip.path, plan(clip, 0, 8, 40, seed, 0, True))
+
+
+@pytest.mark.parametrize("codec", ["libx264", "libvpx-vp9"])
+@pytest.mark.parametrize("rotation", [0, 90, 180, 270])
+def test_rotated_videos_are_turned(tmp_path, codec, rotation, seed, by_id):
+    encode(tmp_path / "video", codec, 12, "mp4", rotation=rotation)
+    manifest = one_clip(tmp_path / "video")
+    (clip,) = manifest.clips
+    assert (clip.width, clip.height) == ((72, 96) if rotation % 180 else (96, 72))
+    delivered = by_id(ClipLoader(manifest, 8, 40, 1, train=True, seed=seed))
+    assert_is_planned(delivered["1"], clip.path, plan(clip, 0, 8, 40, seed, 0, True), rotation // 90)
+
+
+@pytest.mark.parametrize("colourspace", [1, 5])
+@pytest.mark.parametrize("full", [False, True])
+def test_colours_are_converted_by_bt601_whatever_the_tag(tmp_path, colourspace, full):
+    """As DALI does, so that a clip's colours do not depend on who decodes it."""
+    path, colour = tmp_path / "flat.mp4", (90, 160, 80)
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream("libx264", rate=12, options={"crf": "1"})
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        stream.codec_context.colorspace = colourspace
+        stream.codec_context.color_range = 2 if full else 1
+        planes = np.concatenate([np.full((64, 64), colour[0]), np.full((16, 64), colour[1])])
+        planes = np.concatenate([planes, np.full((16, 64), colour[2])]).astype(np.uint8)
+        for _ in range(8):
+            frame = av.VideoFrame.from_ndarray(planes, format="yuv420p")
+            frame.colorspace, frame.color_range = colourspace, 2 if full else 1
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode())
+    with av.open(str(path)) as container:
+        frame = next(container.decode(video=0))
+        assert (frame.colorspace, frame.color_range) == (colourspace, 2 if full else 1)
+        stored = frame.to_ndarray()
+        y, u, v = (float(plane.mean()) for plane in (stored[:64], stored[64:80], stored[80:]))
+    y, u, v = (y if full else (y - 16) * 255 / 219), u - 128, v - 128
+    u, v = (u, v) if full else (u * 255 / 224, v * 255 / 224)
+    expected = [y + 1.402 * v, y - 0.344136 * u - 0.714136 * v, y + 1.772 * u]
+    (batch,) = ClipLoader(one_clip(path), 8, 16, 1, train=False)
+    assert abs(batch.clips.double().numpy() - expected).max() <= 1
 
 
 def test_every_frame_is_exactly_its_own(clean):
@@ -64,16 +142,25 @@ def test_every_frame_is_exactly_its_own(clean):
     clip = clean.clips[0]
     order = np.random.default_rng(0).permutation(clip.frames).astype(np.int32)
     for wanted in (order, order[:1], np.repeat(order[:3], 2)):
-        square = ClipPlan(wanted, 0, 0, 72, 72)
-        pixels, shapes = ClipDecoder(72, 1, 1)([np.fromfile(clip.path, np.uint8)], [square])
+        square = ClipPlan(wanted, 0, 0, 72, 72, label=0)
+        pixels, sizes = ClipDecoder(VIDEO, 72, 1, 1)([np.fromfile(clip.path, np.uint8)], [square])
         assert np.array_equal(pixels[0], decode(clip.path)[wanted][:, :, :72])
-        assert shapes.tolist() == [[len(wanted), 72, 96, 3]]
+        assert sizes.tolist() == [[72, 96]]
 
 
-@pytest.mark.parametrize("name", ["testsrc2_vp9.webm", "testsrc2_vp8.webm", "testsrc2_odd_width_vp9.mp4"])
-def test_real_clips(real_clip, name, tmp_path):
+REAL_CLIPS = [
+    "testsrc2_vp9.webm",
+    "testsrc2_vp8.webm",
+    "testsrc2_odd_width_vp9.mp4",
+    "arm_wrestling_h264.mp4",
+    "flipping_a_pancake.mkv",
+]
+
+
+@pytest.mark.parametrize("name", REAL_CLIPS)
+def test_real_clips(real_clip, name):
     path = real_clip(name)
-    manifest = scan(VideoDataset(tmp_path, "train", ("a",), (Sample("1", path, 0),)), 8)
+    manifest = one_clip(path)
     (clip,) = manifest.clips
     frames = decode(path)
     assert clip.defect is None and (clip.frames, clip.height, clip.width, 3) == frames.shape
@@ -84,7 +171,7 @@ def test_real_clips(real_clip, name, tmp_path):
 def test_mixed_codecs_and_sizes_share_a_batch(real_clip, clean, tmp_path, by_id):
     paths = [real_clip("testsrc2_vp8.webm"), real_clip("testsrc2_odd_width_vp9.mp4"), clean.clips[0].path]
     samples = tuple(Sample(str(i), path, 0) for i, path in enumerate(paths))
-    manifest: Manifest = scan(VideoDataset(tmp_path, "train", ("a",), samples), 8)
+    manifest: Manifest = scan(VideoDataset(tmp_path, "train", ("a",), samples, "ssv2"), 8)
     delivered = by_id(ClipLoader(manifest, 8, 64, 3, train=False))
     for position, clip in enumerate(manifest.clips):
         assert_is_planned(delivered[clip.id], clip.path, plan(clip, position, 8, 64, 0, 0, False))

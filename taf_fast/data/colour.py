@@ -1,0 +1,65 @@
+"""TPN's photometric augmentation, as one affine map of the colours per frame."""
+
+import numpy as np
+import torch
+
+# Principal components of ImageNet's colours (RGB, 0..255): standard deviations, and directions in columns.
+DEVIATIONS = np.array([55.46, 4.794, 1.148])
+DIRECTIONS = np.array([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]])
+GRAY = np.array([0.299, 0.587, 0.114])
+TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.321], [0.211, -0.523, 0.311]])
+FROM_YIQ = np.array([[1.0, 0.956, 0.621], [1.0, -0.272, -0.647], [1.0, -1.107, 1.705]])
+
+
+def draw_colours(num_frames: int, rng: np.random.Generator) -> np.ndarray:
+    """Random maps (R, G, B, 1) -> (R, G, B) on 0..255 for the frames of a clip, float32 ``[T, 3, 4]``.
+
+    As in the official code: how far brightness (+-32), contrast and saturation (.6 to 1.4) and the hue (any
+    angle) move is drawn once for the clip; which of them move (each with probability .5), and whether the
+    contrast comes before the other two or after, for every frame; the noise along the principal components is
+    the clip's. The official code computes saturation and hue on pictures in BGR order with weights meant for
+    RGB: so does this.
+    """
+    brightness = _map(offset=rng.uniform(-32, 32))
+    contrast = _map(np.eye(3) * rng.uniform(0.6, 1.4))
+    share = rng.uniform(0.6, 1.4)
+    saturation = _map(share * np.eye(3) + (1 - share) * GRAY)
+    angle = rng.uniform(-18, 18) * np.pi
+    turn = np.array([[1, 0, 0], [0, np.cos(angle), -np.sin(angle)], [0, np.sin(angle), np.cos(angle)]])
+    hue = _map(FROM_YIQ @ turn @ TO_YIQ)
+
+    maps = np.empty((num_frames, 3, 4))
+    for frame in range(num_frames):
+        whole = brightness if rng.random() < 0.5 else np.eye(4)
+        order = [contrast, saturation, hue] if rng.random() < 0.5 else [saturation, hue, contrast]
+        for step in order:
+            if rng.random() < 0.5:
+                whole = step @ whole
+        # From BGR to RGB, on both sides.
+        maps[frame] = whole[[2, 1, 0]][:, [2, 1, 0, 3]]
+    maps[:, :, 3] += DIRECTIONS @ (rng.normal(0, 0.1, 3) * DEVIATIONS)
+    return maps.astype(np.float32)
+
+
+def apply_colours(frames: torch.Tensor, maps: np.ndarray) -> torch.Tensor:
+    """Maps the colours of uint8 ``[T, H, W, 3]`` by ``maps`` ``[T, 3, 4]``; uint8 of the same shape.
+
+    The official code neither rounds nor clips: its frames go on as floats beyond 0..255. Here the result is
+    rounded and clipped, once, at the end.
+    """
+    red, green, blue = frames.permute(3, 0, 1, 2).contiguous().float()
+    result = torch.empty_like(frames)
+    for channel in range(3):
+        # One operation at a time: fused ones round differently in vectors and in their remainders.
+        r, g, b, offset = torch.from_numpy(maps[:, channel, :, None, None]).unbind(1)
+        value = (red * r).add_(green * g).add_(blue * b).add_(offset)
+        result[..., channel] = value.round_().clamp_(0, 255)
+    return result
+
+
+def _map(matrix: np.ndarray | None = None, offset: float = 0.0) -> np.ndarray:
+    """The 4x4 matrix of x -> matrix @ x + offset."""
+    whole = np.eye(4)
+    whole[:3, :3] = np.eye(3) if matrix is None else matrix
+    whole[:3, 3] = offset
+    return whole
