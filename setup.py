@@ -21,6 +21,7 @@ setup(
     python_requires=">=3.10",
     packages=[*find_packages(include=["taf_fast", "taf_fast.*"]), "taf_fast.kernels"],
     package_dir={"taf_fast.kernels": "kernels"},
+    package_data={"taf_fast": ["recipes/*.yaml", "recipes/base/*.yaml"]},
     install_requires=[
         "torch>=2.11",
         "triton>=3.6",
@@ -31,7 +32,7 @@ setup(
         "pyyaml",
         "pillow",
         "matplotlib",
-        "av",
+        "av>=18",
     ],
     extras_require={
         # DALI's wheels name the CUDA version they were built for; their CPU operators need no GPU.
@@ -40,7 +41,16 @@ setup(
         "cuda": ["nvidia-dali-cuda130"],
         "cuda12": ["nvidia-dali-cuda120"],
         # scipy is there for torchattacks, which is installed without its requirements (see Makefile).
-        "dev": ["captum", "hypothesis", "pytest", "pytest-benchmark", "ruff", "scipy", "setuptools"],
+        "dev": [
+            "captum",
+            "hypothesis",
+            "pytest",
+            "pytest-benchmark",
+            "ruff",
+            "scipy",
+            "setuptools",
+            "transformers",
+        ],
     },
     entry_points={"console_scripts": ["taf-fast = taf_fast.cli:main"]},
 )

@@ -17,7 +17,8 @@ BLOCKS = [
 
 
 @pytest.mark.parametrize("page, block", BLOCKS)
-def test_block(page, block):
+def test_block(page, block, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     exec(compile(block, str(page), "exec"), {"__name__": page.stem})
 
 
