@@ -106,7 +106,8 @@ class TemporalAugment:
             The perturbed clips as the model takes them: [B,T,3,H,W], no gradient attached.
 
         Raises:
-            ValueError: shapes that do not fit, N > T, or NaN or infinity in the clips.
+            ValueError: shapes that do not fit, N > T, features without a frame for each of the clip's,
+                or NaN or infinity in the clips.
         """
         x = to_model_input(model, clips)
         self.check(x, labels)
@@ -202,6 +203,7 @@ class TemporalAugment:
         """The head's second order in closed form; autograd sees the trunk alone."""
         dropout, linear = model.linear_head
         features = model.features(x)
+        _require_frames(features, x)
         with torch.no_grad():
             chosen = features[rows]
             pooled = chosen.mean((-2, -1))
@@ -216,6 +218,7 @@ class TemporalAugment:
     def _through_any_head(self, model, x, targets, rows, num_frames) -> tuple[Tensor, Tensor, Tensor]:
         """Double backward, through the head alone."""
         features, logits = features_and_logits(model, x)
+        _require_frames(features, x)
         if self.gradient == "loss":
             objective = F.cross_entropy(logits[rows], targets[rows], reduction="sum")
         else:
@@ -225,3 +228,11 @@ class TemporalAugment:
         loss, _, frames = ops.cam_loss(cam, num_frames, denominator=self.denominator)
         (gradient,) = torch.autograd.grad(loss.sum(), x)
         return gradient, loss.detach(), frames
+
+
+def _require_frames(features: Tensor, x: Tensor) -> None:
+    if features.shape[1] != x.shape[1]:
+        raise ValueError(
+            f"the model's features have {features.shape[1]} frames, expected one for each of the clip's "
+            f"{x.shape[1]}: a model with a temporal stride has no CAM per frame"
+        )

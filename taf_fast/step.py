@@ -4,7 +4,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from taf_fast.adapt import features_and_logits
 from taf_fast.augment import TemporalAugment
 from taf_fast.batch_statistics import RecordStatistics, Statistics
 from taf_fast.clips import to_model_input
@@ -24,12 +23,12 @@ class PlainStep(nn.Module):
     def __init__(self, model: nn.Module, compile: bool = True):
         super().__init__()
         self.model = model
-        self._forward = torch.compile(_plain_forward) if compile else _plain_forward
+        self._forward = torch.compile(_training_logits) if compile else _training_logits
 
     def forward(self, clips: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """As :meth:`TAFStep.forward`, with ``loss``, ``clean_loss`` and ``logits`` alone."""
-        logits = self._forward(self.model, to_model_input(self.model, clips))
-        loss = F.cross_entropy(logits, labels)
+        outputs = self._forward(self.model, to_model_input(self.model, clips))
+        loss, logits = _loss(self.model, outputs, labels), outputs[0]
         return {"loss": loss, "clean_loss": loss.detach(), "logits": logits.detach()}
 
     def accumulate_grads(self, clips: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -45,7 +44,8 @@ class TAFStep(nn.Module):
     One clean forward gives the clean loss, the attack labels, the choice of clips and the batch
     statistics of the attack. Only the chosen clips are attacked and go through the adversarial
     batch norms. Both losses are means over their own clips; when no clip is chosen the loss is
-    alpha times the clean loss.
+    alpha times the clean loss. A model with an auxiliary head (TPN) adds that head's weighted
+    cross-entropy to both; the attack does not see it.
 
     Args:
         model: has its adversarial batch norms (:func:`taf_fast.add_adversarial_bn`), and
@@ -75,8 +75,8 @@ class TAFStep(nn.Module):
             raise ValueError(f"composition must be one of {', '.join(COMPOSITIONS)}, got {composition!r}")
         require_dual(model)
         self.model, self.augment, self.alpha, self.composition = model, augment, alpha, composition
-        self._clean = torch.compile(_clean_forward) if compile else _clean_forward
-        self._adversarial = torch.compile(_plain_forward) if compile else _plain_forward
+        self._clean = torch.compile(_training_logits) if compile else _training_logits
+        self._adversarial = torch.compile(_training_logits) if compile else _training_logits
         self._compiled = compile
 
     def forward(
@@ -99,8 +99,8 @@ class TAFStep(nn.Module):
             ValueError: shapes that do not fit, N > T, or NaN or infinity in the clips.
         """
         x = self._input(clips, labels)
-        logits, statistics = self._clean(self.model, x)
-        clean_loss = F.cross_entropy(logits, labels)
+        outputs, statistics = self._clean_pass(x)
+        clean_loss, logits = _loss(self.model, outputs, labels), outputs[0]
         adv_loss, counts = self._adversarial_loss(x, labels, logits.detach(), statistics, generator)
         loss = self.alpha * clean_loss + (1 - self.alpha) * adv_loss
         return self._report(loss, clean_loss, adv_loss, logits, counts)
@@ -114,8 +114,8 @@ class TAFStep(nn.Module):
         arguments, result (``loss`` detached too) and gradients as ``forward`` with ``backward()``.
         """
         x = self._input(clips, labels)
-        logits, statistics = self._clean(self.model, x)
-        clean_loss = F.cross_entropy(logits, labels)
+        outputs, statistics = self._clean_pass(x)
+        clean_loss, logits = _loss(self.model, outputs, labels), outputs[0]
         (self.alpha * clean_loss).backward()
         logits, clean_loss = logits.detach(), clean_loss.detach()
         adv_loss, counts = self._adversarial_loss(x, labels, logits, statistics, generator)
@@ -129,6 +129,12 @@ class TAFStep(nn.Module):
         x = to_model_input(self.model, clips)
         self.augment.check(x, labels)
         return x
+
+    def _clean_pass(self, x: Tensor) -> tuple[tuple[Tensor, ...], list[Statistics]]:
+        # Recording surrounds what is compiled: within it, a model that breaks the graph would lose it.
+        with RecordStatistics() as recorded:
+            outputs = self._clean(self.model, x)
+        return outputs, recorded.calls
 
     def _adversarial_loss(
         self,
@@ -148,8 +154,8 @@ class TAFStep(nn.Module):
             # The number of attacked clips changes from step to step: one graph is to serve them all.
             torch._dynamo.maybe_mark_dynamic(x_adv, 0)
         with adversarial_path(self.model):
-            adv_logits = self._adversarial(self.model, x_adv)
-        return F.cross_entropy(adv_logits, labels[rows]), counts | {"failed": failed.sum()}
+            outputs = self._adversarial(self.model, x_adv)
+        return _loss(self.model, outputs, labels[rows]), counts | {"failed": failed.sum()}
 
     def _attacked_rows(self, logits: Tensor, labels: Tensor) -> Tensor:
         correct = logits.argmax(1) == labels
@@ -167,11 +173,13 @@ class TAFStep(nn.Module):
         }
 
 
-def _clean_forward(model: nn.Module, x: Tensor) -> tuple[Tensor, list[Statistics]]:
-    with RecordStatistics() as recorded:
-        _, logits = features_and_logits(model, x)
-    return logits, recorded.calls
+def _training_logits(model: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
+    """The logits and, of a model that has such a head, the auxiliary logits."""
+    return model.training_logits(x) if hasattr(model, "training_logits") else (model(x),)
 
 
-def _plain_forward(model: nn.Module, x: Tensor) -> Tensor:
-    return model(x)
+def _loss(model: nn.Module, outputs: tuple[Tensor, ...], labels: Tensor) -> Tensor:
+    loss = F.cross_entropy(outputs[0], labels)
+    for auxiliary in outputs[1:]:
+        loss = loss + model.auxiliary_weight * F.cross_entropy(auxiliary, labels)
+    return loss

@@ -1,7 +1,10 @@
 """ResNet trunk (He et al., 2016; stride in the 3x3 convolution), torchvision's parameter names.
 
-Every block takes a module that mixes frames. It stands in front of the block's first
-convolution, inside the residual branch: the shortcut sees the unmixed input.
+Frames lie in the batch, [B*T,C,h,w], and every convolution is over space alone but for two places
+where a family of video models puts its own module:
+
+- ``temporal``, in front of a block's first convolution, inside the residual branch (TSM, TAM, TPN);
+- ``conv2``, the block's second convolution (GST).
 """
 
 from collections.abc import Callable
@@ -9,84 +12,120 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 
-def _conv(in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+def conv(in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False)
 
 
-class BasicBlock(nn.Module):
+def _conv3x3(channels: int, stride: int) -> nn.Conv2d:
+    return conv(channels, channels, 3, stride)
+
+
+class _Block(nn.Module):
+    """What both kinds of block do around their residual branch.
+
+    The shortcut sees the block's input before ``temporal``. With ``mixed_shortcut`` the convolution
+    on the shortcut, where there is one, sees it after.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, temporal: nn.Module):
+        super().__init__()
+        self.temporal, self.mixed_shortcut = temporal, False
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = None
+        if stride != 1 or in_channels != out_channels:
+            self.downsample = nn.Sequential(
+                conv(in_channels, out_channels, 1, stride), nn.BatchNorm2d(out_channels)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixed = self.temporal(x)
+        y = self.branch(mixed)
+        if self.downsample is not None:
+            x = self.downsample(mixed if self.mixed_shortcut else x)
+        y += x
+        return self.relu(y)
+
+
+class BasicBlock(_Block):
     expansion = 1
 
-    def __init__(self, in_channels: int, width: int, stride: int, temporal: nn.Module):
-        super().__init__()
-        self.temporal = temporal
-        self.conv1, self.bn1 = _conv(in_channels, width, 3, stride), nn.BatchNorm2d(width)
-        self.conv2, self.bn2 = _conv(width, width, 3), nn.BatchNorm2d(width)
-        self.relu = nn.ReLU(inplace=True)
-        self.downsample = _downsample(in_channels, width, stride)
+    def __init__(self, in_channels: int, width: int, stride: int, temporal: nn.Module, conv2: Callable):
+        super().__init__(in_channels, width, stride, temporal)
+        self.conv1, self.bn1 = conv(in_channels, width, 3, stride), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = conv2(width, 1), nn.BatchNorm2d(width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.relu(self.bn1(self.conv1(self.temporal(x))))
-        y = self.bn2(self.conv2(y))
-        y += x if self.downsample is None else self.downsample(x)
-        return self.relu(y)
+    def branch(self, x: Tensor) -> Tensor:
+        x = self.relu(self.bn1(self.conv1(x)))
+        return self.bn2(self.conv2(x))
 
 
-class Bottleneck(nn.Module):
+class Bottleneck(_Block):
     expansion = 4
 
-    def __init__(self, in_channels: int, width: int, stride: int, temporal: nn.Module):
-        super().__init__()
-        self.temporal = temporal
-        self.conv1, self.bn1 = _conv(in_channels, width, 1), nn.BatchNorm2d(width)
-        self.conv2, self.bn2 = _conv(width, width, 3, stride), nn.BatchNorm2d(width)
-        self.conv3, self.bn3 = _conv(width, 4 * width, 1), nn.BatchNorm2d(4 * width)
-        self.relu = nn.ReLU(inplace=True)
-        self.downsample = _downsample(in_channels, 4 * width, stride)
+    def __init__(self, in_channels: int, width: int, stride: int, temporal: nn.Module, conv2: Callable):
+        super().__init__(in_channels, 4 * width, stride, temporal)
+        self.conv1, self.bn1 = conv(in_channels, width, 1), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = conv2(width, stride), nn.BatchNorm2d(width)
+        self.conv3, self.bn3 = conv(width, 4 * width, 1), nn.BatchNorm2d(4 * width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.relu(self.bn1(self.conv1(self.temporal(x))))
-        y = self.relu(self.bn2(self.conv2(y)))
-        y = self.bn3(self.conv3(y))
-        y += x if self.downsample is None else self.downsample(x)
-        return self.relu(y)
-
-
-def _downsample(in_channels: int, out_channels: int, stride: int) -> nn.Module | None:
-    if stride == 1 and in_channels == out_channels:
-        return None
-    return nn.Sequential(_conv(in_channels, out_channels, 1, stride), nn.BatchNorm2d(out_channels))
+    def branch(self, x: Tensor) -> Tensor:
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.relu(self.bn2(self.conv2(x)))
+        return self.bn3(self.conv3(x))
 
 
 _LAYERS = {18: (BasicBlock, (2, 2, 2, 2)), 50: (Bottleneck, (3, 4, 6, 3))}
 
 
 class ResNet(nn.Module):
-    """Images [N,3,H,W] -> the last stage's output after its ReLU, [N,out_channels,H/32,W/32].
+    """Frames [B*T,3,H,W] -> the last stage's output after its ReLU, [B*T,out_channels,H/32,W/32].
 
     Args:
         depth: 18 or 50.
-        temporal: called once per block; returns the module in front of its first convolution.
+        temporal: (channels of a block's input, stage 1 to 4) -> module that keeps its input's shape.
+        conv2: (channels, stride) -> a block's second convolution.
     """
 
-    def __init__(self, depth: int, temporal: Callable[[], nn.Module]):
+    def __init__(
+        self,
+        depth: int,
+        temporal: Callable[[int, int], nn.Module] = lambda channels, stage: nn.Identity(),
+        conv2: Callable[[int, int], nn.Module] = _conv3x3,
+    ):
         super().__init__()
         block, counts = _LAYERS[depth]
         self.conv1, self.bn1 = nn.Conv2d(3, 64, 7, 2, padding=3, bias=False), nn.BatchNorm2d(64)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, 2, padding=1)
         channels = 64
-        for stage, count in enumerate(counts):
-            width, blocks = 64 * 2**stage, []
+        for stage, count in enumerate(counts, 1):
+            width, blocks = 32 * 2**stage, []
             for index in range(count):
-                stride = 2 if stage > 0 and index == 0 else 1
-                blocks.append(block(channels, width, stride, temporal()))
+                stride = 2 if stage > 1 and index == 0 else 1
+                blocks.append(block(channels, width, stride, temporal(channels, stage), conv2))
                 channels = width * block.expansion
-            setattr(self, f"layer{stage + 1}", nn.Sequential(*blocks))
+            setattr(self, f"layer{stage}", nn.Sequential(*blocks))
         self.out_channels = channels
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):
+            if isinstance(module, (nn.Conv2d, nn.Conv3d)):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    def forward(self, x: Tensor) -> Tensor:
+    @property
+    def mixed_shortcut(self) -> bool:
+        """Whether the convolution on each stage's first shortcut sees what ``temporal`` made of its input."""
+        return self.layer1[0].mixed_shortcut
+
+    @mixed_shortcut.setter
+    def mixed_shortcut(self, value: bool) -> None:
+        for module in self.modules():
+            if isinstance(module, _Block):
+                module.mixed_shortcut = value
+
+    def last_stages(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The outputs of ``layer3`` (at H/16) and ``layer4`` (at H/32)."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        shallow = self.layer3(self.layer2(self.layer1(x)))
+        return shallow, self.layer4(shallow)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last_stages(x)[1]

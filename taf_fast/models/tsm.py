@@ -19,7 +19,25 @@ class TemporalShift(nn.Module):
         return ops.temporal_shift(x, self.num_segments)
 
 
-def tsm(depth: int, num_classes: int, num_segments: int, dropout: float = 0.5) -> FrameClassifier:
-    """TSM on a ResNet of depth 18 or 50 (the paper's baseline has 50 and dropout .5)."""
-    trunk = ResNet(depth, temporal=lambda: TemporalShift(num_segments))
-    return FrameClassifier(trunk, num_classes, num_segments, dropout)
+def shifted_resnet(depth: int, num_segments: int) -> ResNet:
+    return ResNet(depth, temporal=lambda channels, stage: TemporalShift(num_segments))
+
+
+class TSM(FrameClassifier):
+    family = "tsm"
+
+    @property
+    def options(self) -> dict:
+        return {"mixed_shortcut": self.backbone.mixed_shortcut}
+
+
+def tsm(
+    depth: int, num_classes: int, num_segments: int, dropout: float = 0.5, mixed_shortcut: bool = False
+) -> TSM:
+    """TSM on a ResNet of depth 18 or 50 (the paper's baseline has 50 and dropout .5).
+
+    ``mixed_shortcut``: the shortcut convolutions see shifted frames, as in the TPN project's own TSM.
+    """
+    trunk = shifted_resnet(depth, num_segments)
+    trunk.mixed_shortcut = mixed_shortcut
+    return TSM(trunk, num_classes, num_segments, dropout)
