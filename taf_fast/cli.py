@@ -9,16 +9,24 @@ from typing import Annotated
 import torch
 import typer
 
-from taf_fast.data import ClipLoader, DataError, read_ssv2, scan
-from taf_fast.run.checkpoint import load_model, read_info, require_classes
+from taf_fast import models
+from taf_fast.data import ClipLoader, DataError, raw_ssv1_classes, read_dataset, scan
+from taf_fast.models import CheckpointError
+from taf_fast.run.checkpoint import load_model, read_info
 from taf_fast.run.config import FinetuneConfig, RunError
-from taf_fast.run.files import write_text
+from taf_fast.run.files import write_atomically, write_text
+from taf_fast.run.model import build_model
+from taf_fast.run.recipes import NAMES, read_recipe
 
 app = typer.Typer(
     help="Temporal Adversarial Fine-tuning of video models.", no_args_is_help=True, add_completion=False
 )
 
-Data = Annotated[Path, typer.Option(help="Folder in the Something-Something V2 format.")]
+Data = Annotated[Path, typer.Option(help="Folder of Something-Something V1 or V2 or Diving48.")]
+ClassOrder = Annotated[
+    str | None,
+    typer.Option(help="Of the checkpoint: alphabetical, or raw, as in Something-Something V1's labels file."),
+]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ... Default: cuda if there is one.")]
 Trust = Annotated[bool, typer.Option(help="Run the code a torch.save checkpoint may hold.")]
 Threads = Annotated[int, typer.Option(help="Threads that decode.")]
@@ -28,7 +36,7 @@ def main() -> None:
     """Run the command line; what the user can mend is one line on stderr and exit status 2."""
     try:
         app()
-    except (RunError, DataError, ImportError) as error:
+    except (RunError, DataError, CheckpointError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 
@@ -44,15 +52,16 @@ def demo(out: Annotated[Path, typer.Option(help="Folder to work in.")] = Path("r
 @app.command()
 def synth(
     out: Annotated[Path, typer.Argument(help="New or empty folder.")],
+    format: Annotated[str, typer.Option(help="ssv2 (webm), ssv1 (JPEG frames) or diving48 (mp4).")] = "ssv2",
     train_per_class: int = 60,
     val_per_class: int = 25,
     seed: int = 0,
 ) -> None:
-    """Write a synthetic data set in the Something-Something V2 format, told apart by time alone."""
-    from taf_fast.data.synth import write_ssv2
+    """Write a synthetic data set in a real one's format, told apart by time alone."""
+    from taf_fast.data.synth import write
 
     try:
-        write_ssv2(out, train_per_class=train_per_class, val_per_class=val_per_class, seed=seed)
+        write(out, train_per_class=train_per_class, val_per_class=val_per_class, seed=seed, format=format)
     except (FileExistsError, ValueError) as error:
         raise RunError(str(error)) from None
     print(f"wrote {out}")
@@ -61,50 +70,66 @@ def synth(
 _DEFAULT = {field.name: field.default for field in dataclasses.fields(FinetuneConfig)}
 
 
+def _value(name: str, help: str | None = None, *flags: str):
+    """An option of a run whose default is the recipe's value, or that of the configuration."""
+    default = _DEFAULT[name]
+    shown = ", ".join(map(str, default)) if isinstance(default, tuple) else str(default)
+    return typer.Option(*flags, help=help, show_default=shown.lower() if default is None else shown)
+
+
 @app.command()
 def finetune(
     data: Data,
-    out: Annotated[Path, typer.Option(help="Folder of the run.")],
+    recipe: Annotated[
+        str | None, typer.Option(help="The paper's values by name, or a YAML file; see taf-fast recipes.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run. Default: runs/RECIPE.")] = None,
     checkpoint: Annotated[
         Path | None,
-        typer.Option(help="Weights to start from. Default: none, train from scratch."),
+        typer.Option(
+            help="Weights to start from, of finetune, of the official TSM, GST, TAM and TPN or of MMAction2. "
+            "Default: none, train from scratch."
+        ),
     ] = None,
-    method: Annotated[str, typer.Option(help="taf or plain.")] = _DEFAULT["method"],
-    model: Annotated[str | None, typer.Option(help="Default: the checkpoint's, or tsm_resnet50.")] = None,
+    class_order: ClassOrder = None,
+    method: Annotated[str | None, _value("method", "taf or plain.")] = None,
+    model: Annotated[str | None, typer.Option(help="Default: the recipe's or the checkpoint's.")] = None,
     num_segments: Annotated[
         int | None, typer.Option(help="Frames per clip, T. Default: as for model.")
     ] = None,
     size: Annotated[
         int | None, typer.Option(help="Side of the crops in pixels. Default: as for model.")
     ] = None,
-    epochs: int = _DEFAULT["epochs"],
-    batch_size: int = _DEFAULT["batch_size"],
-    lr: float = _DEFAULT["lr"],
+    epochs: Annotated[int | None, _value("epochs")] = None,
+    batch_size: Annotated[int | None, _value("batch_size")] = None,
+    lr: Annotated[float | None, _value("lr")] = None,
     lr_step: Annotated[
-        list[int], typer.Option(help="Epoch from which lr is a tenth of what it was; may be repeated.")
-    ] = _DEFAULT["lr_steps"],
-    momentum: float = _DEFAULT["momentum"],
-    weight_decay: float = _DEFAULT["weight_decay"],
-    clip_grad: Annotated[float, typer.Option(help="Largest total L2 norm.")] = _DEFAULT["clip_grad"],
+        list[int] | None,
+        _value("lr_steps", "Epoch from which lr is a tenth of what it was; may be repeated.", "--lr-step"),
+    ] = None,
+    momentum: Annotated[float | None, _value("momentum")] = None,
+    weight_decay: Annotated[float | None, _value("weight_decay")] = None,
+    clip_grad: Annotated[float | None, _value("clip_grad", "Largest total L2 norm.")] = None,
     fc_lr5: Annotated[
-        bool, typer.Option("--fc-lr5", help="Classifier's rate times 5: a new one on a trained trunk.")
-    ] = _DEFAULT["fc_lr5"],
-    dropout: float = _DEFAULT["dropout"],
-    alpha: Annotated[float, typer.Option(help="Weight of the clean loss.")] = _DEFAULT["alpha"],
+        bool | None,
+        _value("fc_lr5", "Classifier's rate times 5: a new one on a trained trunk.", "--fc-lr5/--no-fc-lr5"),
+    ] = None,
+    dropout: Annotated[float | None, typer.Option(help="Default: the recipe's or the model's.")] = None,
+    alpha: Annotated[float | None, _value("alpha", "Weight of the clean loss.")] = None,
     composition: Annotated[
-        str, typer.Option(help="Clips to attack: those classified wrong, correct, or all.")
-    ] = _DEFAULT["composition"],
-    epsilon: Annotated[float, typer.Option(help="In pixels of range [0,1].")] = _DEFAULT["epsilon"],
-    step_size: Annotated[float, typer.Option(help="In pixels of range [0,1].")] = _DEFAULT["step_size"],
-    steps: Annotated[int, typer.Option(help="Attack steps, K.")] = _DEFAULT["steps"],
+        str | None, _value("composition", "Clips to attack: those classified wrong, correct, or all.")
+    ] = None,
+    epsilon: Annotated[float | None, _value("epsilon", "In pixels of range [0,1].")] = None,
+    step_size: Annotated[float | None, _value("step_size", "In pixels of range [0,1].")] = None,
+    steps: Annotated[int | None, _value("steps", "Attack steps, K.")] = None,
     num_frames: Annotated[
-        int | None, typer.Option(help="Least attended frames to raise, N. Default: all T.")
-    ] = _DEFAULT["num_frames"],
-    denominator: Annotated[str, typer.Option(help="Eq. 3: max or range.")] = _DEFAULT["denominator"],
+        int | None, typer.Option(help="Least attended frames to raise, N. Default: the recipe's, or all T.")
+    ] = None,
+    denominator: Annotated[str | None, _value("denominator", "Eq. 3: max or range.")] = None,
     attack_bn: Annotated[
-        str, typer.Option(help="Batch statistics in the attack: frozen or batch.")
-    ] = _DEFAULT["attack_bn"],
-    seed: int = _DEFAULT["seed"],
+        str | None, _value("attack_bn", "Batch statistics in the attack: frozen or batch.")
+    ] = None,
+    seed: Annotated[int | None, _value("seed")] = None,
     device: Device = None,
     compile: Annotated[bool | None, typer.Option(help="torch.compile. Default: on a GPU only.")] = None,
     threads: Threads = _DEFAULT["threads"],
@@ -118,39 +143,59 @@ def finetune(
     """Fine-tune a checkpoint with TAF, or plainly; or train one from scratch."""
     from taf_fast.run.finetune import finetune as run
 
-    options = {name: value for name, value in locals().items() if name in _DEFAULT}
-    known = None if checkpoint is None else read_info(checkpoint)
-    for name in ("model", "num_segments", "size"):
-        if options[name] is None:
-            options[name] = _DEFAULT[name] if known is None else getattr(known, name)
-    options["data"], options["out"] = str(data), str(out)
-    options["checkpoint"] = None if checkpoint is None else str(checkpoint)
-    options["lr_steps"] = tuple(lr_step)
-    options["device"] = str(_device(device))
-    options["compile"] = options["device"].startswith("cuda") if compile is None else compile
-    result = run(FinetuneConfig(**options), resume=resume, trust_checkpoint=trust_checkpoint)
+    given = {name: value for name, value in locals().items() if name in _DEFAULT and value is not None}
+    if lr_step:
+        given["lr_steps"] = tuple(lr_step)
+    if out is None:
+        if recipe is None:
+            raise RunError("--out is missing: without --recipe the folder of the run must be given")
+        given["out"] = Path("runs") / Path(recipe).stem
+    given |= {name: str(given[name]) for name in ("data", "out", "checkpoint") if name in given}
+    given["device"] = str(_device(device))
+    given.setdefault("compile", given["device"].startswith("cuda"))
+    values = {} if recipe is None else read_recipe(recipe)
+    known = {} if checkpoint is None else _known(checkpoint, trust_checkpoint)
+    config = FinetuneConfig(**known | values | given)
+    result = run(config, resume=resume, trust_checkpoint=trust_checkpoint)
     if result is not None:
         _print_scores(result.evaluation)
         print(f"weights: {result.weights}")
 
 
 @app.command()
+def recipes() -> None:
+    """List the recipes: a model and a data set of the paper's Table 1 each."""
+    for name in NAMES:
+        values = read_recipe(name)
+        print(f"{name:24} {values['model']}, {values['num_segments']} frames, {values['dataset']}")
+
+
+@app.command()
 def evaluate(
     data: Data,
-    checkpoint: Annotated[Path, typer.Option(help="Weights as finetune writes them.")],
+    checkpoint: Annotated[
+        Path, typer.Option(help="Weights of finetune, of the official TSM, GST, TAM and TPN or of MMAction2.")
+    ],
+    num_segments: Annotated[int | None, typer.Option(help="Default: the checkpoint's, or 8.")] = None,
+    size: Annotated[int | None, typer.Option(help="In pixels. Default: the checkpoint's, or 224.")] = None,
+    class_order: ClassOrder = None,
     out: Annotated[Path | None, typer.Option(help="JSON file for the scores.")] = None,
     batch_size: int = 32,
     device: Device = None,
     threads: Threads = 2,
+    trust_checkpoint: Trust = False,
 ) -> None:
     """Top-1, top-5 and loss on the validation videos: one clip, one centre crop each."""
     from taf_fast.run.evaluate import evaluate as run
 
-    model, info = load_model(checkpoint)
-    manifest = scan(read_ssv2(data, "validation"), info.num_segments)
-    require_classes(checkpoint, info, manifest.classes)
+    known = _known(checkpoint, trust_checkpoint)
+    num_segments = num_segments or known.get("num_segments", _DEFAULT["num_segments"])
+    size = size or known.get("size", _DEFAULT["size"])
+    dataset = read_dataset(data, "validation")
+    model = build_model(dataset, known["model"], num_segments, checkpoint, class_order, trust_checkpoint)
+    manifest = scan(dataset, num_segments)
     chosen = _device(device)
-    loader = ClipLoader(manifest, info.num_segments, info.size, batch_size, train=False, threads=threads)
+    loader = ClipLoader(manifest, num_segments, size, batch_size, train=False, threads=threads)
     scores = run(model.to(chosen), loader, chosen)
     _print_scores(scores)
     for name, reason in loader.quarantined.items():
@@ -158,6 +203,33 @@ def evaluate(
     if out is not None:
         values = dataclasses.asdict(scores) | {"quarantined": loader.quarantined}
         write_text(out, json.dumps(values))
+
+
+@app.command()
+def convert(
+    checkpoint: Annotated[Path, typer.Argument(help="Weights of any origin that finetune reads.")],
+    out: Annotated[Path, typer.Argument(help="File to write, for torch.load.")],
+    to: Annotated[str, typer.Option(help="Whose code is to load it: official, or mmaction2 (TSM, TPN).")],
+    read_raw: Annotated[
+        Path | None,
+        typer.Option(help="Something-Something V1 folder, if CHECKPOINT has the class order of its labels."),
+    ] = None,
+    write_raw: Annotated[
+        Path | None, typer.Option(help="Likewise, if OUT is to have that order (MMAction2's does).")
+    ] = None,
+    trust_checkpoint: Trust = False,
+) -> None:
+    """Write a checkpoint for the code a model came from: fine-tuned here, used there."""
+    info = read_info(checkpoint)
+    found = models.inspect(checkpoint, trust_checkpoint)
+    options = found.options if info is None else info.options
+    model = models.build(found.model, found.num_classes, **options)
+    raw = None if read_raw is None else raw_ssv1_classes(read_raw)
+    print(models.load(model, checkpoint, trust=trust_checkpoint, raw_classes=raw))
+    raw = None if write_raw is None else raw_ssv1_classes(write_raw)
+    content = models.export(model, to, raw_classes=raw)
+    write_atomically(out, lambda temporary: torch.save(content, temporary))
+    print(f"wrote {out}: {len(content['state_dict'])} tensors for {to} {model.family}")
 
 
 @app.command()
@@ -173,9 +245,17 @@ def attention(
     names = [path.parent.name or path.stem for path in checkpoint]
     if len(set(names)) < len(names):
         names = [str(path) for path in checkpoint]
-    manifest = scan(read_ssv2(data, "validation"), load_model(checkpoint[0])[1].num_segments)
+    manifest = scan(read_dataset(data, "validation"), load_model(checkpoint[0])[1].num_segments)
     draw_attention(out, manifest, clip, dict(zip(names, checkpoint, strict=True)))
     print(f"wrote {out}")
+
+
+def _known(checkpoint: Path, trust: bool) -> dict:
+    """What a checkpoint says, or shows, of its model."""
+    info = read_info(checkpoint)
+    if info is None:
+        return {"model": models.inspect(checkpoint, trust).model}
+    return {"model": info.model, "num_segments": info.num_segments, "size": info.size}
 
 
 def _device(name: str | None) -> torch.device:

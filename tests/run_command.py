@@ -17,6 +17,17 @@ def taf_fast(*arguments, timeout=300) -> subprocess.CompletedProcess:
     return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=timeout)
 
 
+def output_of(capsys, monkeypatch, *arguments) -> str:
+    """Run the command line in this process, which saves its start; it must succeed. What it printed."""
+    monkeypatch.setattr(sys, "argv", ["taf-fast", *map(str, arguments)])
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    printed = capsys.readouterr()
+    assert not ended.value.code, printed.err
+    return printed.out
+
+
 def error_of(capsys, monkeypatch, *arguments) -> str:
     """Run the command line in this process; it must end with an error, which is returned."""
     monkeypatch.setattr(sys, "argv", ["taf-fast", *map(str, arguments)])

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from taf_fast import models
-from taf_fast.run.config import RunError
+from taf_fast.models import CheckpointError
 from taf_fast.run.files import write_atomically
 
 _KEY = "taf_fast"
@@ -25,9 +25,10 @@ class ModelInfo:
     classes: tuple[str, ...]
     num_segments: int
     size: int
+    options: dict = dataclasses.field(default_factory=dict)
 
     def build(self, **options) -> nn.Module:
-        return models.build(self.model, len(self.classes), self.num_segments, **options)
+        return models.build(self.model, len(self.classes), self.num_segments, **self.options, **options)
 
 
 def save_weights(path: Path, model: nn.Module, info: ModelInfo) -> None:
@@ -36,46 +37,14 @@ def save_weights(path: Path, model: nn.Module, info: ModelInfo) -> None:
     _write(path, model.state_dict(), header)
 
 
-def load_weights(path: Path, trust: bool = False) -> tuple[dict[str, Tensor], ModelInfo | None]:
-    """Read weights, on the CPU.
-
-    Args:
-        path: a safetensors file, or one of ``torch.save`` (a state dict, or a dict with one under
-            ``state_dict``), whose prefix ``module.`` is dropped.
-        trust: run whatever code a ``torch.save`` file's pickle holds. Without it only tensors and
-            plain containers are read.
-
-    Returns:
-        The state dict, and what the file says of its model (None for files not written here).
-
-    Raises:
-        RunError: no such file, damaged, or it cannot be read without running its code.
-    """
-    info = read_info(path)
-    if path.suffix == ".safetensors":
-        return _read(path)[0], info
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=not trust)
-    except Exception as error:
-        reason = str(error).splitlines()[0]
-        raise RunError(
-            f"checkpoint {path} cannot be read: {reason}. If it is whole and needs code to be run on "
-            "loading, and you trust where it comes from, pass --trust-checkpoint"
-        ) from None
-    content = content.get("state_dict", content) if isinstance(content, dict) else content
-    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
-        raise RunError(f"checkpoint {path} holds no state dict, expected names and tensors")
-    return {name.removeprefix("module."): value for name, value in content.items()}, None
-
-
 def read_info(path: Path) -> ModelInfo | None:
     """What a file of weights says of its model, from its header alone; None for files not written here.
 
     Raises:
-        RunError: no such file, or damaged.
+        CheckpointError: no such file, or damaged.
     """
     if not path.is_file():
-        raise RunError(f"checkpoint {path} does not exist")
+        raise CheckpointError(f"checkpoint {path} does not exist")
     if path.suffix != ".safetensors":
         return None
     with _opened(path) as file:
@@ -86,57 +55,31 @@ def read_info(path: Path) -> ModelInfo | None:
     return ModelInfo(**values | {"classes": tuple(values["classes"])})
 
 
-def load_into(model: nn.Module, path: Path, classes: tuple[str, ...], trust: bool = False) -> None:
-    """Load the weights of ``path`` into ``model``, all of them or none.
-
-    Raises:
-        RunError: as :func:`load_weights`; another number or order of classes; missing, unexpected
-            or differently shaped tensors.
-    """
-    weights, info = load_weights(path, trust)
-    if info is not None:
-        require_classes(path, info, classes)
-    expected = model.state_dict()
-    if "fc.weight" in weights and "fc.weight" in expected:
-        found = weights["fc.weight"].shape[0]
-        if found != len(classes):
-            raise RunError(f"checkpoint {path} has {found} classes, the data set has {len(classes)}")
-    problems = [f"missing {name}" for name in expected if name not in weights]
-    problems += [f"unexpected {name}" for name in weights if name not in expected]
-    problems += [
-        f"{name} is {list(weights[name].shape)}, expected {list(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in weights and weights[name].shape != tensor.shape
-    ]
-    if problems:
-        shown = "; ".join(problems[:5])
-        raise RunError(f"checkpoint {path} does not fit the model ({len(problems)} problems): {shown}")
-    model.load_state_dict(weights)
-
-
 def load_model(path: Path) -> tuple[nn.Module, ModelInfo]:
     """Rebuild the model of a file of :func:`save_weights`, in eval mode, on the CPU.
 
     Raises:
-        RunError: as :func:`load_into`, or the file does not say what its model is.
+        CheckpointError: unreadable, or the file does not say what its model is.
     """
-    _, info = load_weights(path)
+    info = read_info(path)
     if info is None:
-        raise RunError(
+        raise CheckpointError(
             f"checkpoint {path} does not say what its model is, expected a file written by finetune"
         )
     model = info.build()
-    load_into(model, path, info.classes)
+    models.load(model, path)
     return model.eval(), info
 
 
 def require_classes(path: Path, info: ModelInfo, classes: tuple[str, ...]) -> None:
-    """Raise RunError unless the checkpoint's class names are ``classes``, in that order."""
+    """Raise CheckpointError unless the checkpoint's class names are ``classes``, in that order."""
     if len(info.classes) != len(classes):
-        raise RunError(f"checkpoint {path} has {len(info.classes)} classes, the data set has {len(classes)}")
+        raise CheckpointError(
+            f"checkpoint {path} has {len(info.classes)} classes, the data set has {len(classes)}"
+        )
     for index, (found, expected) in enumerate(zip(info.classes, classes, strict=True)):
         if found != expected:
-            raise RunError(
+            raise CheckpointError(
                 f"checkpoint {path} has class {index} {found!r} where the data set has {expected!r}"
             )
 
@@ -166,7 +109,7 @@ def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, g
     """Put a state of :func:`save_state` back in place; returns its position.
 
     Raises:
-        RunError: damaged file, or one of another model.
+        CheckpointError: damaged file, or one of another model.
     """
     tensors, header = _read(path)
     groups: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "generator": {}}
@@ -176,7 +119,7 @@ def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, g
     try:
         model.load_state_dict(groups["model"])
     except RuntimeError as error:
-        raise RunError(f"{path} is the state of another model: {error}") from None
+        raise CheckpointError(f"{path} is the state of another model: {error}") from None
     parameters = dict(model.named_parameters())
     for name, tensor in groups["optimizer"].items():
         key, _, rest = name.partition(".")
@@ -204,4 +147,4 @@ def _opened(path: Path):
         with safe_open(path, framework="pt") as file:
             yield file
     except SafetensorError as error:
-        raise RunError(f"{path} is truncated or no safetensors file: {error}") from None
+        raise CheckpointError(f"{path} is truncated or no safetensors file: {error}") from None

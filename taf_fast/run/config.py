@@ -2,17 +2,22 @@
 
 import dataclasses
 from pathlib import Path
+from types import NoneType, UnionType
+from typing import get_args, get_origin, get_type_hints
 
 import yaml
 
 from taf_fast import models
 from taf_fast.augment import TemporalAugment
+from taf_fast.data import TrainingView
 from taf_fast.step import COMPOSITIONS
 
 
 class RunError(ValueError):
     """Something the user gave cannot work; the message names it and what was expected."""
 
+
+CLASS_ORDERS = ("alphabetical", "raw")
 
 # What may differ between a run and its resumption without changing what is computed.
 _FREE = {"out", "threads", "checkpoint_every", "quarantine_limit"}
@@ -23,13 +28,19 @@ class FinetuneConfig:
     """A run as ``config.yaml`` in its folder keeps it.
 
     Epsilon and step size are in pixels of range [0,1]. The attack's options are those of
-    :class:`taf_fast.TemporalAugment`, alpha and composition those of :class:`taf_fast.TAFStep`.
+    :class:`taf_fast.TemporalAugment`, alpha and composition those of :class:`taf_fast.TAFStep`,
+    sampling, crop, flip, swap and colour those of :class:`taf_fast.data.TrainingView`.
+    ``dataset`` is the format the data must be in; None for whichever they are in. ``class_order`` is the
+    checkpoint's: "alphabetical" as here, or "raw" as in the labels file of Something-Something V1.
+    ``dropout`` None is the model family's.
     Defaults: the paper's protocol for TSM on Something-Something.
     """
 
     data: str
     out: str
+    dataset: str | None = None
     checkpoint: str | None = None
+    class_order: str | None = None
     method: str = "taf"
     model: str = "tsm_resnet50"
     num_segments: int = 8
@@ -39,10 +50,16 @@ class FinetuneConfig:
     lr: float = 1e-4
     lr_steps: tuple[int, ...] = (10,)
     momentum: float = 0.9
+    nesterov: bool = False
     weight_decay: float = 5e-4
-    clip_grad: float = 20.0
+    clip_grad: float | None = 20.0
     fc_lr5: bool = False
-    dropout: float = 0.5
+    dropout: float | None = None
+    sampling: str = "segments"
+    crop: str = "multi_scale"
+    flip: bool = False
+    swap: tuple[tuple[int, int], ...] = ()
+    colour: bool = False
     alpha: float = 0.7
     composition: str = "wrong"
     epsilon: float = 64 / 255
@@ -59,6 +76,9 @@ class FinetuneConfig:
     quarantine_limit: float = 0.1
 
     def __post_init__(self):
+        for name, hint in get_type_hints(type(self)).items():
+            self._check_type(name, hint)
+
         def require(condition: bool, name: str, expected: str) -> None:
             if not condition:
                 raise RunError(f"{name} must be {expected}, got {getattr(self, name)!r}")
@@ -67,11 +87,12 @@ class FinetuneConfig:
         require(self.model in models.NAMES, "model", f"one of {', '.join(models.NAMES)}")
         for name in ("num_segments", "size", "batch_size", "epochs", "threads", "checkpoint_every"):
             require(getattr(self, name) >= 1, name, "at least 1")
-        for name in ("lr", "clip_grad"):
-            require(getattr(self, name) > 0, name, "above 0")
+        require(self.class_order in (None, *CLASS_ORDERS), "class_order", f"one of {', '.join(CLASS_ORDERS)}")
+        require(self.lr > 0, "lr", "above 0")
+        require(self.clip_grad is None or self.clip_grad > 0, "clip_grad", "above 0, or none")
         require(0 <= self.momentum < 1, "momentum", "in [0,1)")
         require(self.weight_decay >= 0, "weight_decay", "at least 0")
-        require(0 <= self.dropout < 1, "dropout", "in [0,1)")
+        require(self.dropout is None or 0 <= self.dropout < 1, "dropout", "in [0,1), or none")
         require(0 <= self.alpha <= 1, "alpha", "between 0 and 1")
         require(self.composition in COMPOSITIONS, "composition", f"one of {', '.join(COMPOSITIONS)}")
         require(0 <= self.quarantine_limit <= 1, "quarantine_limit", "a fraction between 0 and 1")
@@ -82,8 +103,21 @@ class FinetuneConfig:
         )
         try:
             self.augment()
+            self.view()
         except ValueError as error:
             raise RunError(str(error)) from None
+
+    def _check_type(self, name: str, hint) -> None:
+        value = getattr(self, name)
+        allowed = [
+            get_origin(kind) or kind for kind in (get_args(hint) if isinstance(hint, UnionType) else (hint,))
+        ]
+        # 1 will do for a number, but True will not.
+        fits = type(value) in allowed or (float in allowed and type(value) is int)
+        if not fits:
+            names = " or ".join("none" if kind is NoneType else kind.__name__ for kind in allowed)
+            hint = " (YAML takes 1e-4 for text: write 1.0e-4)" if isinstance(value, str) else ""
+            raise RunError(f"{name} must be {names}, got {value!r}{hint if float in allowed else ''}")
 
     def augment(self) -> TemporalAugment:
         return TemporalAugment(
@@ -95,18 +129,19 @@ class FinetuneConfig:
             attack_bn=self.attack_bn,
         )
 
+    def view(self) -> TrainingView:
+        return TrainingView(self.sampling, self.crop, self.flip, self.swap, self.colour)
+
     def learning_rate(self, epoch: int) -> float:
         """The step schedule: a tenth after each of ``lr_steps`` epochs."""
         return self.lr * 0.1 ** sum(epoch >= step for step in self.lr_steps)
 
     def write(self, path: Path) -> None:
-        values = dataclasses.asdict(self) | {"lr_steps": list(self.lr_steps)}
-        path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+        path.write_text(yaml.safe_dump(_lists(dataclasses.asdict(self)), sort_keys=False), encoding="utf-8")
 
     @classmethod
     def read(cls, path: Path) -> "FinetuneConfig":
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return cls(**values | {"lr_steps": tuple(values["lr_steps"])})
+        return cls(**tuples(yaml.safe_load(path.read_text(encoding="utf-8"))))
 
     def require_same_run(self, earlier: "FinetuneConfig") -> None:
         """Raise RunError naming what differs in a way that would change the result of a resumed run."""
@@ -118,3 +153,16 @@ class FinetuneConfig:
         ]
         if changed:
             raise RunError("cannot resume with other options than the run's: " + "; ".join(changed))
+
+
+def _lists(value):
+    if isinstance(value, dict):
+        return {key: _lists(item) for key, item in value.items()}
+    return [_lists(item) for item in value] if isinstance(value, tuple) else value
+
+
+def tuples(value):
+    """YAML's lists as the tuples a config has."""
+    if isinstance(value, dict):
+        return {key: tuples(item) for key, item in value.items()}
+    return tuple(tuples(item) for item in value) if isinstance(value, list) else value

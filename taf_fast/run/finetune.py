@@ -10,13 +10,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from taf_fast.data import ClipLoader, DataError, Manifest, read_ssv2, scan
+from taf_fast.data import ClipLoader, DataError, Manifest, read_dataset, scan
 from taf_fast.dual_batch_norm import add_adversarial_bn, strip_adversarial_bn
-from taf_fast.run.checkpoint import ModelInfo, load_into, load_state, save_state, save_weights
+from taf_fast.run.checkpoint import ModelInfo, load_state, save_state, save_weights
 from taf_fast.run.config import FinetuneConfig, RunError
 from taf_fast.run.evaluate import Evaluation, evaluate
 from taf_fast.run.files import write_atomically, write_text
 from taf_fast.run.metrics import MetricsLog, read_metrics
+from taf_fast.run.model import build_model
 from taf_fast.run.optim import build_sgd, set_learning_rate
 from taf_fast.run.progress import Progress
 from taf_fast.run.stopping import StopRequest
@@ -40,13 +41,13 @@ def finetune(config: FinetuneConfig, resume: bool = False, trust_checkpoint: boo
         config: ``config.checkpoint`` None trains from random weights.
         resume: go on from the state in ``config.out``, if there is one; the result is then bit for
             bit that of a run that was never interrupted, on the same machine and thread count.
-        trust_checkpoint: see :func:`taf_fast.run.checkpoint.load_weights`.
+        trust_checkpoint: run the code a ``torch.save`` checkpoint may hold.
 
     Returns:
         The result, or None if the run was asked to stop; its state is then in ``config.out``.
 
     Raises:
-        RunError, DataError: input that cannot work, or a loss that is no longer finite.
+        RunError, DataError, CheckpointError: input that cannot work, or a loss that is no longer finite.
     """
     with StopRequest() as stop:
         run = _Run(config, resume, trust_checkpoint)
@@ -66,20 +67,28 @@ class _Run:
         torch.manual_seed(config.seed)
         self.device = torch.device(config.device)
 
-        train, validation = (
-            scan(read_ssv2(config.data, split), config.num_segments) for split in ("train", "validation")
+        datasets = [read_dataset(config.data, split) for split in ("train", "validation")]
+        if config.dataset not in (None, datasets[0].name):
+            raise RunError(f"{config.data} holds {datasets[0].name}, expected {config.dataset}")
+        self.model = build_model(
+            datasets[0],
+            config.model,
+            config.num_segments,
+            None if config.checkpoint is None else Path(config.checkpoint),
+            config.class_order,
+            trust_checkpoint,
+            config.dropout,
         )
+        self.info = ModelInfo(
+            config.model, datasets[0].classes, config.num_segments, config.size, self.model.options
+        )
+        train, validation = (scan(dataset, config.num_segments) for dataset in datasets)
         self.loader = self._loader(train, train=True)
         self.validation = self._loader(validation, train=False)
-        self.info = ModelInfo(config.model, train.classes, config.num_segments, config.size)
-
-        self.model = self.info.build(dropout=config.dropout)
-        if config.checkpoint is not None:
-            load_into(self.model, Path(config.checkpoint), train.classes, trust_checkpoint)
         if config.method == "taf":
             add_adversarial_bn(self.model)
         self.model.to(self.device).train()
-        self.optimizer = build_sgd(self.model, config.lr, config.momentum, config.weight_decay, config.fc_lr5)
+        self.optimizer = self._build_optimizer()
         self.attack_generator = torch.Generator(self.device).manual_seed(config.seed)
         self.step = self._build_step()
 
@@ -99,6 +108,15 @@ class _Run:
                 raise RunError(f"{self.folder} holds a run already: resume it, or choose another folder")
             self.config.require_same_run(FinetuneConfig.read(self.folder / "config.yaml"))
 
+    def _build_optimizer(self) -> torch.optim.SGD:
+        config = self.config
+        try:
+            return build_sgd(
+                self.model, config.lr, config.momentum, config.weight_decay, config.fc_lr5, config.nesterov
+            )
+        except ValueError as error:
+            raise RunError(f"{config.model}: {error}") from None
+
     def _loader(self, manifest: Manifest, train: bool) -> ClipLoader:
         config = self.config
         return ClipLoader(
@@ -110,6 +128,7 @@ class _Run:
             seed=config.seed,
             threads=config.threads,
             quarantine_limit=config.quarantine_limit,
+            view=config.view(),
         )
 
     def _build_step(self) -> nn.Module:
@@ -157,7 +176,8 @@ class _Run:
             out = self.step.accumulate_grads(clips, labels, self.attack_generator)
         else:
             out = self.step.accumulate_grads(clips, labels)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_grad)
+        # Without a limit the norm is still measured.
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_grad or math.inf)
         correct = (out.pop("logits").argmax(1) == labels).sum()
         scalars = out | {"grad_norm": norm, "correct": correct}
         # One transfer for all of them.

@@ -230,7 +230,7 @@ def test_impossible_checkpoints(dataset, finished, tmp_path, error):
     assert "cut.safetensors is truncated" in of(cut)
     other = tmp_path / "other.pth"
     torch.save({"state_dict": models.build("tsm_resnet18", 5).state_dict()}, other)
-    assert "other.pth has 5 classes, the data set has 8" in of(other)
+    assert "other.pth has 5 classes, expected 8" in of(other)
     assert "does not fit the model" in of(weights, model="tsm_resnet50")
     assert not out.exists()
 
