@@ -173,13 +173,23 @@ def features_and_logits(model: nn.Module, clips: Tensor) -> tuple[Tensor, Tensor
     """
     if hasattr(model, "features_and_logits"):
         return model.features_and_logits(clips)
-    if not (hasattr(model, "features") and hasattr(model, "head")):
+    if not has_stages(model):
         raise ValueError(
             f"{type(model).__name__} has no .features and .head: wrap it with "
             "taf_fast.adapt(model, layer=..., num_segments=...)"
         )
-    features = model.features(clips)
-    return features, model.head(features)
+    parts = stages(model, clips)
+    return parts[0], model.head(*parts)
+
+
+def has_stages(model: nn.Module) -> bool:
+    """Whether ``model`` has a ``head`` and ``features``, or ``stages`` with more for the head, before it."""
+    return hasattr(model, "head") and (hasattr(model, "stages") or hasattr(model, "features"))
+
+
+def stages(model: nn.Module, clips: Tensor) -> tuple[Tensor, ...]:
+    """Clips -> the arguments of ``model.head``: the features [B,T,C,h,w] first."""
+    return model.stages(clips) if hasattr(model, "stages") else (model.features(clips),)
 
 
 def _default_layouts(module: nn.Module) -> list[str]:

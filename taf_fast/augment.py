@@ -1,5 +1,6 @@
 """Temporal augmentation (TA): perturb clips so that the least attended frames gain attention."""
 
+import dataclasses
 import math
 
 import torch
@@ -7,14 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from taf_fast import ops
-from taf_fast.adapt import features_and_logits
-from taf_fast.batch_statistics import (
-    FreezeStatistics,
-    RecordStatistics,
-    Statistics,
-    running_statistics_untouched,
-)
+from taf_fast.adapt import features_and_logits, has_stages, stages
+from taf_fast.batch_statistics import FreezeStatistics, running_statistics_untouched
 from taf_fast.clips import pixel_range, pixel_units, to_model_input
+from taf_fast.replay import NotReplayable, Recording, Replay
 
 _CHOICES = {
     "denominator": ("max", "range"),
@@ -23,6 +20,19 @@ _CHOICES = {
     "label": ("outcome", "true", "random"),
     "perturb": ("all", "selected"),
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class CleanForward:
+    """What the clean forward of a batch showed: its recording, and the arguments of the model's head
+    (empty for a model that does not come in two parts)."""
+
+    recording: Recording
+    stages: tuple[Tensor, ...]
+
+    def forget(self) -> None:
+        """Free the recording's memory."""
+        self.recording.tape.clear()
 
 
 class TemporalAugment:
@@ -111,10 +121,11 @@ class TemporalAugment:
         """
         x = to_model_input(model, clips)
         self.check(x, labels)
-        with torch.no_grad(), running_statistics_untouched(model), RecordStatistics() as recorded:
-            _, logits = features_and_logits(model, x)
+        with torch.no_grad(), running_statistics_untouched(model), Recording() as recording:
+            parts = stages(model, x) if has_stages(model) else ()
+            logits = model.head(*parts) if parts else features_and_logits(model, x)[1]
         targets = self.attack_labels(logits, labels, generator)
-        return self.attack(model, x, targets, recorded.calls)[0]
+        return self.attack(model, x, targets, CleanForward(recording, parts))[0]
 
     def check(self, x: Tensor, labels: Tensor) -> None:
         """Raise ValueError unless labels fit the clips [B,T,3,H,W] and N fits their T."""
@@ -142,92 +153,124 @@ class TemporalAugment:
         return torch.where(logits.argmax(1) == labels, other, labels)
 
     def attack(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        targets: Tensor,
-        statistics: list[Statistics],
-        rows: Tensor | None = None,
+        self, model: nn.Module, x: Tensor, targets: Tensor, clean: CleanForward, rows: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Eq. 6 for chosen clips of a batch, given what its clean forward showed.
 
         Args:
             model, x: the model and its full clean batch [B,T,3,H,W].
             targets: y^, int64 [B].
-            statistics: those :class:`RecordStatistics` took from the clean forward of ``x``.
+            clean: of ``x``.
             rows: int64 [n], the clips to perturb; None for all.
 
         Returns:
             The perturbed clips [n,T,3,H,W], without gradient; and bool [n], true where L_C was NaN or
             infinite at some step, so that there was nowhere to move such a clip.
         """
-        rows = slice(None) if rows is None else rows
+        if clean.stages:
+            _require_frames(clean.stages[0], x)
         x = x.detach()
-        clean = x[rows]
+        chosen = x if rows is None else x[rows]
         step_size, epsilon = (pixel_units(model, v, x) for v in (self.step_size, self.epsilon))
         lower, upper = pixel_range(model, x) if self.clamp else (None, None)
-        perturbed, failed = clean, torch.zeros(len(clean), dtype=torch.bool, device=x.device)
+        perturbed, failed = chosen, torch.zeros(len(chosen), dtype=torch.bool, device=x.device)
         with running_statistics_untouched(model):
             for step in range(self.steps):
-                if self.attack_bn == "frozen":
-                    with FreezeStatistics(statistics):
-                        gradient, loss = self._gradient(model, perturbed, targets[rows])
+                if self.attack_bn == "batch":
+                    gradient, loss = self._coupled_gradient(model, x, targets, rows, perturbed)
                 else:
-                    batch = x.clone()
-                    batch[rows] = perturbed
-                    gradient, loss = self._gradient(model, batch, targets, rows)
-                    gradient = gradient[rows]
+                    # The first step is at the clean clips, whose forward there has been.
+                    replay = self._replay(model, x, clean, rows) if step == 0 else None
+                    wanted = targets if rows is None else targets[rows]
+                    if replay is not None:
+                        gradient, loss = self._replayed_gradient(model, wanted, clean, rows, replay)
+                    else:
+                        with FreezeStatistics(clean.recording.calls):
+                            gradient, loss = self._gradient(model, perturbed, wanted)
                 failed |= ~loss.isfinite()
                 # The first step starts at the clean clip: nothing but that needs to be read.
                 start = None if step == 0 else perturbed
-                perturbed = ops.pgd_step(start, gradient, clean, step_size, epsilon, lower, upper)
+                perturbed = ops.pgd_step(start, gradient, chosen, step_size, epsilon, lower, upper)
         return perturbed, failed
 
-    def _gradient(
-        self, model: nn.Module, x: Tensor, targets: Tensor, rows=slice(None)
-    ) -> tuple[Tensor, Tensor]:
-        """d(sum over rows of L_C)/dx, [B,T,3,H,W], exactly 0 for frames that may not move; and L_C."""
+    # Each of the following gives d(sum of L_C)/dx of the clips to perturb, [n,T,3,H,W], exactly 0 for
+    # frames that may not move; and L_C [n].
+
+    def _gradient(self, model: nn.Module, x: Tensor, targets: Tensor, rows=slice(None)):
         x = x.detach().requires_grad_()
-        num_frames = self.num_frames or x.shape[1]
-        closed_form = hasattr(model, "linear_head") and self.gradient == "loss" and not self.relu
-        way = self._through_linear_head if closed_form else self._through_any_head
         with torch.enable_grad():
-            gradient, loss, frames = way(model, x, targets, rows, num_frames)
-        if self.perturb == "selected":
-            moves = torch.zeros(gradient.shape[:2], dtype=gradient.dtype, device=x.device)
-            moves[rows] = moves[rows].scatter(1, frames, 1)
-            gradient = gradient * moves[:, :, None, None, None]
-        return gradient, loss
+            if has_stages(model):
+                parts = stages(model, x)
+                gradients, loss, frames = self._head_gradients(model, parts, targets, rows)
+                (gradient,) = torch.autograd.grad(parts, x, gradients)
+            else:
+                loss, frames = self._attention_loss(*features_and_logits(model, x), targets, rows)
+                (gradient,) = torch.autograd.grad(loss.sum(), x)
+        return self._where_movable(gradient[rows], frames), loss.detach()
 
-    def _through_linear_head(self, model, x, targets, rows, num_frames) -> tuple[Tensor, Tensor, Tensor]:
-        """The head's second order in closed form; autograd sees the trunk alone."""
+    def _coupled_gradient(self, model, x, targets, rows, perturbed):
+        if rows is None:
+            return self._gradient(model, perturbed, targets)
+        batch = x.clone()
+        batch[rows] = perturbed
+        return self._gradient(model, batch, targets, rows)
+
+    def _replayed_gradient(self, model, targets, clean: CleanForward, rows, replay: Replay):
+        parts = clean.stages if rows is None else tuple(part[rows] for part in clean.stages)
+        with FreezeStatistics(clean.recording.calls[replay.norms :]):
+            gradients, loss, frames = self._head_gradients(model, parts, targets)
+        return self._where_movable(replay.gradient(gradients), frames), loss
+
+    @staticmethod
+    def _replay(model: nn.Module, x: Tensor, clean: CleanForward, rows: Tensor | None) -> Replay | None:
+        if not clean.stages:
+            return None
+        try:
+            return Replay(lambda clips: stages(model, clips), clean.recording, x, rows)
+        except NotReplayable:
+            return None
+
+    def _head_gradients(self, model, parts, targets, rows=slice(None)):
+        """From what the head takes: d(sum over rows of L_C)/d(parts), L_C and the selected frames."""
+        if hasattr(model, "linear_head") and self.gradient == "loss" and not self.relu:
+            gradient, loss, frames = self._through_linear_head(model, parts[0].detach()[rows], targets[rows])
+            if len(gradient) < len(parts[0]):
+                gradient = torch.zeros_like(parts[0]).index_copy_(0, rows, gradient)
+            return (gradient,), loss, frames
+        leaves = tuple(part.detach().requires_grad_() for part in parts)
+        with torch.enable_grad():
+            loss, frames = self._attention_loss(leaves[0], model.head(*leaves), targets, rows)
+            return torch.autograd.grad(loss.sum(), leaves), loss.detach(), frames
+
+    @torch.no_grad()
+    def _through_linear_head(self, model, features, targets):
+        """In closed form, for a head that is: pooling, dropout, linear, mean over frames."""
         dropout, linear = model.linear_head
-        features = model.features(x)
-        _require_frames(features, x)
-        with torch.no_grad():
-            chosen = features[rows]
-            pooled = chosen.mean((-2, -1))
-            mask = dropout(torch.ones_like(pooled)) if dropout.training and dropout.p > 0 else None
-            logits = linear(pooled if mask is None else pooled * mask).mean(1)
-            through_head, loss, frames = ops.cam_gradient(
-                chosen, linear.weight, logits, targets[rows], num_frames, self.denominator, mask=mask
-            )
-        (gradient,) = torch.autograd.grad(features[rows], x, through_head)
-        return gradient, loss, frames
+        pooled = features.mean((-2, -1))
+        mask = dropout(torch.ones_like(pooled)) if dropout.training and dropout.p > 0 else None
+        logits = linear(pooled if mask is None else pooled * mask).mean(1)
+        num_frames = self.num_frames or features.shape[1]
+        return ops.cam_gradient(
+            features, linear.weight, logits, targets, num_frames, self.denominator, mask=mask
+        )
 
-    def _through_any_head(self, model, x, targets, rows, num_frames) -> tuple[Tensor, Tensor, Tensor]:
-        """Double backward, through the head alone."""
-        features, logits = features_and_logits(model, x)
-        _require_frames(features, x)
+    def _attention_loss(self, features, logits, targets, rows):
+        """L_C [n] of the rows, differentiable, and the selected frames [n,N]: Eqs. 2 to 5."""
         if self.gradient == "loss":
             objective = F.cross_entropy(logits[rows], targets[rows], reduction="sum")
         else:
             objective = logits[rows].gather(1, targets[rows, None]).sum()
         (weights,) = torch.autograd.grad(objective, features, create_graph=True)
         cam = ops.frame_cam(features, weights, relu=self.relu)[rows]
+        num_frames = self.num_frames or features.shape[1]
         loss, _, frames = ops.cam_loss(cam, num_frames, denominator=self.denominator)
-        (gradient,) = torch.autograd.grad(loss.sum(), x)
-        return gradient, loss.detach(), frames
+        return loss, frames
+
+    def _where_movable(self, gradient: Tensor, frames: Tensor) -> Tensor:
+        if self.perturb == "all":
+            return gradient
+        moves = torch.zeros(gradient.shape[:2], dtype=gradient.dtype, device=gradient.device)
+        return gradient * moves.scatter(1, frames, 1)[:, :, None, None, None]
 
 
 def _require_frames(features: Tensor, x: Tensor) -> None:

@@ -74,7 +74,7 @@ def _value(name: str, help: str | None = None, *flags: str):
     """An option of a run whose default is the recipe's value, or that of the configuration."""
     default = _DEFAULT[name]
     shown = ", ".join(map(str, default)) if isinstance(default, tuple) else str(default)
-    return typer.Option(*flags, help=help, show_default=shown.lower() if default is None else shown)
+    return typer.Option(*flags, help=help, show_default=shown)
 
 
 @app.command()

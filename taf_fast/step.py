@@ -4,10 +4,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from taf_fast.augment import TemporalAugment
-from taf_fast.batch_statistics import RecordStatistics, Statistics
+from taf_fast.adapt import has_stages, stages
+from taf_fast.augment import CleanForward, TemporalAugment
 from taf_fast.clips import to_model_input
 from taf_fast.dual_batch_norm import adversarial_path, require_dual
+from taf_fast.replay import Recording
 
 COMPOSITIONS = ("wrong", "all", "correct")
 
@@ -23,11 +24,11 @@ class PlainStep(nn.Module):
     def __init__(self, model: nn.Module, compile: bool = True):
         super().__init__()
         self.model = model
-        self._forward = torch.compile(_training_logits) if compile else _training_logits
+        self._forward = torch.compile(_training_forward) if compile else _training_forward
 
     def forward(self, clips: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """As :meth:`TAFStep.forward`, with ``loss``, ``clean_loss`` and ``logits`` alone."""
-        outputs = self._forward(self.model, to_model_input(self.model, clips))
+        outputs, _ = self._forward(self.model, to_model_input(self.model, clips))
         loss, logits = _loss(self.model, outputs, labels), outputs[0]
         return {"loss": loss, "clean_loss": loss.detach(), "logits": logits.detach()}
 
@@ -75,8 +76,8 @@ class TAFStep(nn.Module):
             raise ValueError(f"composition must be one of {', '.join(COMPOSITIONS)}, got {composition!r}")
         require_dual(model)
         self.model, self.augment, self.alpha, self.composition = model, augment, alpha, composition
-        self._clean = torch.compile(_training_logits) if compile else _training_logits
-        self._adversarial = torch.compile(_training_logits) if compile else _training_logits
+        self._clean = torch.compile(_training_forward) if compile else _training_forward
+        self._adversarial = torch.compile(_training_forward) if compile else _training_forward
         self._compiled = compile
 
     def forward(
@@ -99,9 +100,9 @@ class TAFStep(nn.Module):
             ValueError: shapes that do not fit, N > T, or NaN or infinity in the clips.
         """
         x = self._input(clips, labels)
-        outputs, statistics = self._clean_pass(x)
+        outputs, clean = self._clean_pass(x)
         clean_loss, logits = _loss(self.model, outputs, labels), outputs[0]
-        adv_loss, counts = self._adversarial_loss(x, labels, logits.detach(), statistics, generator)
+        adv_loss, counts = self._adversarial_loss(x, labels, logits.detach(), clean, generator)
         loss = self.alpha * clean_loss + (1 - self.alpha) * adv_loss
         return self._report(loss, clean_loss, adv_loss, logits, counts)
 
@@ -114,11 +115,11 @@ class TAFStep(nn.Module):
         arguments, result (``loss`` detached too) and gradients as ``forward`` with ``backward()``.
         """
         x = self._input(clips, labels)
-        outputs, statistics = self._clean_pass(x)
+        outputs, clean = self._clean_pass(x)
         clean_loss, logits = _loss(self.model, outputs, labels), outputs[0]
         (self.alpha * clean_loss).backward()
         logits, clean_loss = logits.detach(), clean_loss.detach()
-        adv_loss, counts = self._adversarial_loss(x, labels, logits, statistics, generator)
+        adv_loss, counts = self._adversarial_loss(x, labels, logits, clean, generator)
         if adv_loss.requires_grad:
             ((1 - self.alpha) * adv_loss).backward()
         adv_loss = adv_loss.detach()
@@ -130,18 +131,18 @@ class TAFStep(nn.Module):
         self.augment.check(x, labels)
         return x
 
-    def _clean_pass(self, x: Tensor) -> tuple[tuple[Tensor, ...], list[Statistics]]:
+    def _clean_pass(self, x: Tensor) -> tuple[tuple[Tensor, ...], CleanForward]:
         # Recording surrounds what is compiled: within it, a model that breaks the graph would lose it.
-        with RecordStatistics() as recorded:
-            outputs = self._clean(self.model, x)
-        return outputs, recorded.calls
+        with Recording() as recording:
+            outputs, parts = self._clean(self.model, x)
+        return outputs, CleanForward(recording, parts)
 
     def _adversarial_loss(
         self,
         x: Tensor,
         labels: Tensor,
         logits: Tensor,
-        statistics: list[Statistics],
+        clean: CleanForward,
         generator: torch.Generator | None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         targets = self.augment.attack_labels(logits, labels, generator)
@@ -149,12 +150,14 @@ class TAFStep(nn.Module):
         counts = {"attacked": torch.tensor(len(rows)), "failed": torch.tensor(0)}
         if len(rows) == 0:
             return logits.new_zeros(()), counts
-        x_adv, failed = self.augment.attack(self.model, x, targets, statistics, rows)
+        chosen = None if len(rows) == len(x) else rows
+        x_adv, failed = self.augment.attack(self.model, x, targets, clean, chosen)
+        clean.forget()
         if self._compiled:
             # The number of attacked clips changes from step to step: one graph is to serve them all.
             torch._dynamo.maybe_mark_dynamic(x_adv, 0)
         with adversarial_path(self.model):
-            outputs = self._adversarial(self.model, x_adv)
+            outputs, _ = self._adversarial(self.model, x_adv)
         return _loss(self.model, outputs, labels[rows]), counts | {"failed": failed.sum()}
 
     def _attacked_rows(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -173,9 +176,17 @@ class TAFStep(nn.Module):
         }
 
 
-def _training_logits(model: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
-    """The logits and, of a model that has such a head, the auxiliary logits."""
-    return model.training_logits(x) if hasattr(model, "training_logits") else (model(x),)
+def _training_forward(model: nn.Module, x: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """The logits and, of a model with such a head, the auxiliary logits; and what the heads took
+    (detached; nothing for a model that does not come in two parts)."""
+    if not has_stages(model):
+        return (model(x),), ()
+    parts = stages(model, x)
+    outputs = (model.head(*parts),)
+    if hasattr(model, "auxiliary_head"):
+        # Last, so that the batch norms of this forward begin as those of the attack's do.
+        outputs += (model.auxiliary_head(*parts),)
+    return outputs, tuple(part.detach() for part in parts)
 
 
 def _loss(model: nn.Module, outputs: tuple[Tensor, ...], labels: Tensor) -> Tensor:

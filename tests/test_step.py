@@ -9,7 +9,8 @@ from reference.step import share_all_but_batch_norm, taf_losses
 from reference.temporal_augment import Net, clips_in_range
 
 from taf_fast import PlainStep, TAFStep, TemporalAugment, add_adversarial_bn, models, strip_adversarial_bn
-from taf_fast.batch_statistics import RecordStatistics
+from taf_fast.augment import CleanForward
+from taf_fast.replay import Recording
 
 ATTACK = dict(epsilon=64 / 255, step_size=32 / 255, steps=1, num_frames=4, denominator="max")
 
@@ -105,16 +106,11 @@ def test_a_clip_without_a_finite_attack_loss_stays_and_is_counted(generator, clo
     net, x, labels = make(generator)
     if closed_form:
         net.linear_head = (torch.nn.Dropout(0.0), net.fc)
-    clean = net.features
-
-    def overflow(clips):  # in the attack alone, and for one clip
-        features = clean(clips)
-        return features * torch.tensor([1.0, float("inf"), 1, 1, 1, 1]).view(6, 1, 1, 1, 1)
-
-    with torch.no_grad(), RecordStatistics() as recorded:
-        net(x)
-    net.features = overflow
-    moved, failed = TemporalAugment(label="true").attack(net, x, labels, recorded.calls)
+    with torch.no_grad(), Recording() as recording:
+        features = net.features(x)
+    features[1] = float("inf")
+    clean = CleanForward(recording, (features,))
+    moved, failed = TemporalAugment(label="true").attack(net, x, labels, clean)
     assert failed.tolist() == [False, True, False, False, False, False]
     assert torch.equal(moved[1], x[1]) and moved.isfinite().all() and not torch.equal(moved[0], x[0])
     step = TAFStep(add_adversarial_bn(make(generator)[0]), TemporalAugment(), compile=False)

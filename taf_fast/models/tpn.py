@@ -92,7 +92,7 @@ class TPN(VideoClassifier):
     """TPN's last convolutions have no frame axis: its features are the output of the trunk's last stage,
     and its head needs the stage before too.
 
-    ``auxiliary`` is a second classifier that only training uses, see :meth:`training_logits`.
+    ``auxiliary`` is a second classifier, on that stage alone, that only training uses.
     """
 
     family = "tpn"
@@ -111,32 +111,26 @@ class TPN(VideoClassifier):
         return {"mixed_shortcut": self.backbone.mixed_shortcut}
 
     def stages(self, clips: Tensor) -> tuple[Tensor, Tensor]:
-        """Clips [B,T,3,H,W] -> the trunk's last two stages, [B,T,C/2,2h,2w] and [B,T,C,h,w]."""
-        shallow, deep = self.backbone.last_stages(self.frames(clips))
-        return torch.unflatten(shallow, 0, clips.shape[:2]), torch.unflatten(deep, 0, clips.shape[:2])
+        """Clips [B,T,3,H,W] -> the features [B,T,C,h,w], which are the trunk's last stage, and the stage
+        before, [B,T,C/2,2h,2w]: what both heads take. Raises ValueError for another T."""
+        shallow, features = self.backbone.last_stages(self.frames(clips))
+        return tuple(torch.unflatten(frames, 0, clips.shape[:2]) for frames in (features, shallow))
 
     def features(self, clips: Tensor) -> Tensor:
-        """Clips [B,T,3,H,W] -> the last stage's output [B,T,C,h,w]. Raises ValueError for another T."""
-        return self.stages(clips)[1]
+        """The first of :meth:`stages`."""
+        return self.stages(clips)[0]
 
     def head(self, features: Tensor, shallow: Tensor) -> Tensor:
-        """Features [B,T,C,h,w] and the stage before them [B,T,C/2,2h,2w] -> logits [B,num_classes]."""
+        """Logits [B,num_classes] of the outputs of :meth:`stages`."""
         fused = self.neck(shallow.flatten(0, 1), features.flatten(0, 1))
         return self.fc(self.dropout(fused.mean((-2, -1))))
 
-    def features_and_logits(self, clips: Tensor) -> tuple[Tensor, Tensor]:
-        shallow, features = self.stages(clips)
-        return features, self.head(features, shallow)
-
-    def training_logits(self, clips: Tensor) -> tuple[Tensor, Tensor]:
-        """Clips [B,T,3,H,W] -> logits and auxiliary logits, both [B,num_classes]."""
-        shallow, features = self.stages(clips)
-        logits = self.head(features, shallow)
-        # Last, so that the batch norms of this forward begin as those of features_and_logits do.
-        return logits, self.auxiliary(shallow.flatten(0, 1))
+    def auxiliary_head(self, features: Tensor, shallow: Tensor) -> Tensor:
+        """Auxiliary logits [B,num_classes] of the outputs of :meth:`stages`."""
+        return self.auxiliary(shallow.flatten(0, 1))
 
     def forward(self, clips: Tensor) -> Tensor:
-        return self.features_and_logits(clips)[1]
+        return self.head(*self.stages(clips))
 
 
 def tpn(

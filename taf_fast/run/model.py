@@ -19,7 +19,8 @@ def build_model(
     trust_checkpoint: bool = False,
     dropout: float | None = None,
 ) -> nn.Module:
-    """A model of the classes of ``dataset``, on the CPU.
+    """A model of the classes of ``dataset``, on the CPU. What a file that is not of this project had to
+    offer is printed.
 
     Args:
         name, num_segments: see :func:`taf_fast.models.build`.
@@ -54,4 +55,6 @@ def build_model(
             f"checkpoint {checkpoint} is MMAction2's, which numbers the classes of Something-Something V1 as "
             "the labels file does: pass --class-order raw, or alphabetical if this one does not"
         )
+    if info is None:
+        print(report)
     return model

@@ -12,8 +12,11 @@ _FOLDER = Path(__file__).parents[1] / "recipes"
 
 NAMES = tuple(sorted(path.stem for path in _FOLDER.glob("*.yaml")))
 
-# What belongs to one run, not to a recipe.
-_NOT_IN_RECIPES = {"data", "out", "checkpoint"}
+# What belongs to one run or one machine, not to a recipe.
+_NOT_IN_RECIPES = {
+    *("data", "out", "checkpoint", "class_order", "device", "compile", "threads"),
+    *("checkpoint_every", "quarantine_limit"),
+}
 
 
 def read_recipe(name_or_path: str) -> dict:

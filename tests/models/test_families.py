@@ -13,7 +13,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
 from taf_fast import TAFStep, TemporalAugment, add_adversarial_bn, models, strip_adversarial_bn
-from taf_fast.batch_statistics import RecordStatistics
 from taf_fast.models.tam import TemporalAggregation
 
 SMALL = ("tsm_resnet18", "gst_resnet18", "gst_large_resnet18", "tam_resnet18", "tpn_resnet18")
@@ -63,7 +62,7 @@ class Split(nn.Module):
     def features(self, clips):
         if not hasattr(self.model, "stages"):
             return self.model.features(clips)
-        self.shallow, features = self.model.stages(clips)
+        features, self.shallow = self.model.stages(clips)
         return features
 
     def head(self, features):
@@ -155,7 +154,7 @@ def objective(model, x, labels):
     """Cross-entropy, and half of the auxiliary head's where there is one."""
     if not hasattr(model, "auxiliary"):
         return F.cross_entropy(model(x), labels)
-    shallow, deep = model.stages(x)
+    deep, shallow = model.stages(x)
     auxiliary = model.auxiliary(shallow.flatten(0, 1))
     return F.cross_entropy(model.head(deep, shallow), labels) + 0.5 * F.cross_entropy(auxiliary, labels)
 
@@ -167,9 +166,7 @@ def test_step_equals_the_paper(name, generator):
     keys = set(model.state_dict())
     clean, adversarial = copy.deepcopy(model), copy.deepcopy(model)
     share_all_but_batch_norm(clean, adversarial)
-    with torch.no_grad(), RecordStatistics() as recorded:
-        copy.deepcopy(model)(x)
-    moved, _ = augment.attack(copy.deepcopy(model), x, labels, recorded.calls)
+    moved = augment(copy.deepcopy(model), x, labels)
     clean_loss, adv_loss = objective(clean, x, labels), objective(adversarial, moved, labels)
     (0.6 * clean_loss + 0.4 * adv_loss).backward()
 

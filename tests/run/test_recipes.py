@@ -92,7 +92,8 @@ def test_one_step(folders, tmp_path, capsys, monkeypatch, name):
     torch.save(models.export(model, "official"), checkpoint)
     arguments = ["--recipe", name, "--data", folders / values["dataset"], "--checkpoint", checkpoint]
     small = ["--out", tmp_path / "run", "--size", 32, "--batch-size", 8, "--epochs", 1, "--device", "cpu"]
-    assert "(8 videos)" in output_of(capsys, monkeypatch, "finetune", *arguments, *small)
+    printed = output_of(capsys, monkeypatch, "finetune", *arguments, *small)
+    assert "(official), " in printed and "0 missing, 0 unexpected" in printed and "(8 videos)" in printed
     config = FinetuneConfig.read(tmp_path / "run" / "config.yaml")
     expected = values | {"size": 32, "batch_size": 8, "epochs": 1}
     assert {key: getattr(config, key) for key in values} == expected
@@ -155,7 +156,7 @@ def test_convert_with_class_orders(folders, tmp_path, capsys, monkeypatch):
     "text, message",
     [
         ("lr: 0.1\nlearning: 2\n", "unknown keys: learning"),
-        ("checkpoint: x.pth\n", "unknown keys: checkpoint"),
+        ("checkpoint: x.pth\nthreads: 3\n", "unknown keys: checkpoint, threads"),
         ("[1, 2]", "must be a mapping of names to values, got list"),
         ("a: [1", "is no YAML file"),
         ("base: [nothing]\n", "nothing.yaml does not exist"),

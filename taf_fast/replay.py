@@ -1,0 +1,238 @@
+"""The input gradient of chosen clips from what one forward of the whole batch left behind.
+
+Eq. 6 needs the gradient of the pixels alone, of the attacked clips alone. With the batch statistics
+held constant that takes, of the clean forward, only which ReLUs were open, where the maxima were and
+how each batch norm scaled. :class:`Recording` keeps these; :class:`Replay` runs the model's Python once
+more on stand-ins without values, whose operations do nothing forward and the gradient of
+their input backward, for the chosen rows. Neither the forward nor any weight's gradient is computed
+again.
+"""
+
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
+from torch.overrides import TorchFunctionMode
+
+from taf_fast.batch_statistics import RecordStatistics, Statistics
+
+_RELUS = (F.relu, torch.relu, Tensor.relu)
+_MAX_POOLS = (F.max_pool2d, torch.max_pool2d)
+_ADDITIONS = (torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__iadd__)
+# What moves values about without looking at them.
+_INDIFFERENT = {
+    *("flatten", "unflatten", "view", "reshape", "permute", "transpose", "movedim", "unsqueeze", "squeeze"),
+    *("__getitem__", "contiguous", "pad", "cat", "dim", "size", "__get__", "unbind", "zeros_like"),
+}
+
+
+class NotReplayable(Exception):
+    """The model has an operation whose gradient depends on values that no recording keeps."""
+
+
+class Recording(RecordStatistics):
+    """Collects what :class:`Replay` needs, and in ``calls`` the batch statistics; changes no
+    result. ``tape`` holds the outputs of ReLUs and the (outputs, indices) of max pools, in order."""
+
+    def __init__(self):
+        super().__init__()
+        self.tape: list = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func in _RELUS:
+            out = func(*args, **kwargs)
+            self.tape.append(out.detach())
+            return out
+        if func in _MAX_POOLS:
+            out, indices = torch.ops.aten.max_pool2d_with_indices(
+                args[0], *_pool_options(*args[1:], **kwargs)
+            )
+            self.tape.append((out.detach(), indices))
+            return out
+        return super().__torch_function__(func, types, args, kwargs)
+
+
+class Replay:
+    """The way back from the outputs of ``stages(x)`` to chosen clips of ``x``.
+
+    Args:
+        stages: clips [B,T,3,H,W] -> tensors that begin with the batch's dimension.
+        recording: made while ``stages(x)`` ran, at its beginning.
+        x: the whole batch.
+        rows: int64 [n], the chosen clips; None for all.
+
+    ``norms`` is how many batch norms ``stages`` has.
+
+    Raises:
+        NotReplayable: see there.
+    """
+
+    def __init__(
+        self,
+        stages: Callable[[Tensor], tuple[Tensor, ...]],
+        recording: Recording,
+        x: Tensor,
+        rows: Tensor | None,
+    ):
+        chosen = len(x) if rows is None else len(rows)
+        self._clips = _nothing(x, (chosen, *x.shape[1:])).requires_grad_()
+        mode = _ReplayMode(recording, len(x), rows)
+        with torch.enable_grad(), mode:
+            self._outputs = stages(self._clips)
+        self.norms = mode.norms
+
+    def gradient(self, gradients: tuple[Tensor, ...]) -> Tensor:
+        """Gradients of the chosen clips' outputs -> that of the clips, [n,T,3,H,W]."""
+        return torch.autograd.grad(self._outputs, self._clips, gradients)[0]
+
+
+class _ReplayMode(TorchFunctionMode):
+    """Answers every operation of the model by the recording, or refuses."""
+
+    def __init__(self, recording: Recording, batch: int, rows: Tensor | None):
+        super().__init__()
+        self.statistics: list[Statistics] = recording.calls
+        self.tape: Iterator = iter(recording.tape)
+        self.batch, self.rows, self.norms = batch, rows, 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func in (torch.conv2d, torch.conv3d):
+            return _Convolution.apply(args[0], *_convolution_options(*args[1:], **kwargs))
+        if func is F.batch_norm:
+            return self._batch_norm(*args, **kwargs)
+        if func in _RELUS:
+            return _ReLU.apply(args[0], self._take(next(self.tape)))
+        if func in _MAX_POOLS:
+            out, indices = map(self._take, next(self.tape))
+            return _MaxPool.apply(args[0], out, indices, _pool_options(*args[1:], **kwargs))
+        if func is torch.ops.taf_fast.temporal_shift.default:
+            return _TemporalShift.apply(*args)
+        if func in _ADDITIONS and args[0].shape == getattr(args[1], "shape", None):
+            return _Addition.apply(args[0], args[1])
+        name = getattr(func, "__name__", str(func))
+        times_a_parameter = name in ("mul", "__mul__") and isinstance(args[1], torch.nn.Parameter)
+        if name in _INDIFFERENT or times_a_parameter:
+            return func(*args, **kwargs)
+        raise NotReplayable(name)
+
+    def _batch_norm(
+        self, x, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5
+    ):
+        scale = (self.statistics[self.norms].variance + eps).rsqrt()
+        self.norms += 1
+        return _Scale.apply(x, scale if weight is None else scale * weight.detach())
+
+    def _take(self, recorded: Tensor) -> Tensor:
+        """The chosen clips' part, in the memory format of the whole."""
+        if self.rows is None:
+            return recorded
+        frames = len(recorded) // self.batch
+        index = self.rows
+        if frames > 1:
+            index = (index[:, None] * frames + torch.arange(frames, device=index.device)).flatten()
+        if recorded.dim() == 4 and recorded.is_contiguous(memory_format=torch.channels_last):
+            return recorded.movedim(1, -1).index_select(0, index).movedim(-1, 1)
+        return recorded.index_select(0, index)
+
+
+def _nothing(like: Tensor, shape) -> Tensor:
+    """A tensor of a shape, without memory for values; the one it has would show wherever it counted."""
+    return like.new_full((), float("nan")).expand(shape)
+
+
+class _Convolution(Function):
+    @staticmethod
+    def forward(ctx, x, weight, options):
+        ctx.weight, ctx.shape, ctx.options = weight, x.shape, options
+        stride, padding, dilation, _ = options
+        sizes = zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
+        out = [(size + 2 * p - d * (kernel - 1) - 1) // s + 1 for size, kernel, s, p, d in sizes]
+        return _nothing(x, (x.shape[0], weight.shape[0], *out))
+
+    @staticmethod
+    def backward(ctx, grad):
+        stride, padding, dilation, groups = ctx.options
+        x, weight = _nothing(grad, ctx.shape), ctx.weight.to(grad.dtype)
+        no_padding, input_only = [0] * len(stride), (True, False, False)
+        gradient, _, _ = torch.ops.aten.convolution_backward(
+            grad, x, weight, None, stride, padding, dilation, False, no_padding, groups, input_only
+        )
+        return gradient, None, None
+
+
+class _Scale(Function):
+    @staticmethod
+    def forward(ctx, x, scale):
+        ctx.scale = scale
+        return _nothing(x, x.shape)
+
+    @staticmethod
+    def backward(ctx, grad):
+        scale = ctx.scale.to(grad.dtype)
+        return grad * scale.view(-1, *[1] * (grad.dim() - 2)), None
+
+
+class _ReLU(Function):
+    @staticmethod
+    def forward(ctx, x, out):
+        ctx.out = out
+        return _nothing(x, x.shape)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return torch.ops.aten.threshold_backward(grad, ctx.out, 0), None
+
+
+class _MaxPool(Function):
+    @staticmethod
+    def forward(ctx, x, out, indices, options):
+        ctx.indices, ctx.shape, ctx.options = indices, x.shape, options
+        return _nothing(x, out.shape)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x = _nothing(grad, ctx.shape)
+        pool_backward = torch.ops.aten.max_pool2d_with_indices_backward
+        return pool_backward(grad, x, *ctx.options, ctx.indices), None, None, None
+
+
+class _TemporalShift(Function):
+    @staticmethod
+    def forward(ctx, x, num_segments, fold_div, reverse):
+        ctx.options = num_segments, fold_div, not reverse
+        return _nothing(x, x.shape)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return torch.ops.taf_fast.temporal_shift(grad, *ctx.options), None, None, None
+
+
+class _Addition(Function):
+    @staticmethod
+    def forward(ctx, x, y):
+        return _nothing(x, x.shape)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad, grad
+
+
+def _convolution_options(weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+    if isinstance(padding, str):
+        raise NotReplayable(f"convolution with padding {padding}")
+    dims = weight.dim() - 2
+    return weight.detach(), (*(_per_dim(value, dims) for value in (stride, padding, dilation)), groups)
+
+
+def _pool_options(kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False):
+    stride = kernel_size if stride is None else stride
+    return *(_per_dim(value, 2) for value in (kernel_size, stride, padding, dilation)), ceil_mode
+
+
+def _per_dim(value, dims: int) -> tuple[int, ...]:
+    value = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    return value * dims if len(value) == 1 else value
