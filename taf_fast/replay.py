@@ -97,9 +97,16 @@ class _ReplayMode(TorchFunctionMode):
         self.statistics: list[Statistics] = recording.calls
         self.tape: Iterator = iter(recording.tape)
         self.batch, self.rows, self.norms = batch, rows, 0
+        self.overwritten: list = []  # storages of what was changed in place: the results stand elsewhere
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        name = getattr(func, "__name__", str(func))
+        tensors = [arg for arg in args if isinstance(arg, Tensor)]
+        if any(_storage(tensor) in map(_storage, self.overwritten) for tensor in tensors):
+            raise NotReplayable(f"{name} of a tensor from before it was changed in place")
+        if func in (Tensor.add_, Tensor.__iadd__) or kwargs.get("inplace"):
+            self.overwritten.append(args[0])
         if func in (torch.conv2d, torch.conv3d):
             return _Convolution.apply(args[0], *_convolution_options(*args[1:], **kwargs))
         if func is F.batch_norm:
@@ -111,9 +118,8 @@ class _ReplayMode(TorchFunctionMode):
             return _MaxPool.apply(args[0], out, indices, _pool_options(*args[1:], **kwargs))
         if func is torch.ops.taf_fast.temporal_shift.default:
             return _TemporalShift.apply(*args)
-        if func in _ADDITIONS and args[0].shape == getattr(args[1], "shape", None):
+        if func in _ADDITIONS and not kwargs and args[0].shape == getattr(args[1], "shape", None):
             return _Addition.apply(args[0], args[1])
-        name = getattr(func, "__name__", str(func))
         times_a_parameter = name in ("mul", "__mul__") and isinstance(args[1], torch.nn.Parameter)
         if name in _INDIFFERENT or times_a_parameter:
             return func(*args, **kwargs)
@@ -137,6 +143,10 @@ class _ReplayMode(TorchFunctionMode):
         if recorded.dim() == 4 and recorded.is_contiguous(memory_format=torch.channels_last):
             return recorded.movedim(1, -1).index_select(0, index).movedim(-1, 1)
         return recorded.index_select(0, index)
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 def _nothing(like: Tensor, shape) -> Tensor:

@@ -52,6 +52,32 @@ def test_diving48_s_48_classes():
     assert count(models.build("tsm_resnet50", 48).parameters()) == 23_606_384
 
 
+@pytest.mark.parametrize(
+    "name, part, deviation",
+    [
+        ("tsm_resnet50", "fc.weight", 0.001),
+        ("gst_resnet50", "fc.weight", 0.001),
+        ("tam_resnet50", "fc.weight", 0.001),
+        ("tpn_resnet18", "fc.weight", 0.01),
+        ("tpn_resnet18", "auxiliary.fc.weight", 0.01),
+        # Kaiming normal with fan-out: a depthwise 1x1 convolution's is its number of channels ...
+        ("tam_resnet50", "backbone.layer4.2.temporal.previous", (2 / 2048) ** 0.5),
+        ("tam_resnet50", "backbone.layer4.2.temporal.next", (2 / 2048) ** 0.5),
+        # ... and that of the others output channels times kernel.
+        ("gst_resnet50", "backbone.layer3.1.conv2.spatial.weight", (2 / (192 * 9)) ** 0.5),
+        ("gst_resnet50", "backbone.layer3.1.conv2.temporal.weight", (2 / (64 * 27)) ** 0.5),
+        # Xavier uniform: fan-in and fan-out are of a group.
+        ("tpn_resnet18", "neck.pyramid_fusion.0.weight", (2 / (1024 + 512)) ** 0.5),
+        ("tpn_resnet18", "neck.spatial_modulation.0.weight", (2 / (9 * (256 + 512))) ** 0.5),
+        ("tpn_resnet18", "auxiliary.conv.0.weight", (2 / (9 * (256 + 512))) ** 0.5),
+    ],
+)
+def test_random_weights_are_the_official_ones(name, part, deviation, seed):
+    torch.manual_seed(seed)
+    weight = dict(models.build(name, 174).named_parameters())[part].detach()
+    assert weight.std().item() == pytest.approx(deviation, rel=0.1) and abs(weight.mean()) < 0.2 * deviation
+
+
 class Split(nn.Module):
     """A model as ``features`` and a ``head`` of these alone: TPN's other stage is remembered."""
 

@@ -10,6 +10,7 @@ from run_command import error_of, output_of
 
 import taf_fast.run.recipes as recipes
 from taf_fast import models
+from taf_fast.data import ClipLoader, TrainingView
 from taf_fast.data.synth import write
 from taf_fast.run.config import FinetuneConfig, RunError
 
@@ -82,8 +83,21 @@ def test_every_value_says_where_it_comes_from():
                 assert re.fullmatch(r"\w+: .*\S +# .*(paper|official|ours).*", line), f"{path.name}: {line}"
 
 
+@pytest.fixture
+def views(monkeypatch):
+    """The views of the loaders that a run makes."""
+    seen = []
+
+    def loader(*args, **options):
+        seen.append(options["view"])
+        return ClipLoader(*args, **options)
+
+    monkeypatch.setattr("taf_fast.run.finetune.ClipLoader", loader)
+    return seen
+
+
 @pytest.mark.parametrize("name", recipes.NAMES)
-def test_one_step(folders, tmp_path, capsys, monkeypatch, name):
+def test_one_step(folders, tmp_path, capsys, monkeypatch, views, name):
     """As a user calls it, with the official project's checkpoint: only the size is small."""
     values = recipes.read_recipe(name)
     torch.manual_seed(0)
@@ -97,6 +111,8 @@ def test_one_step(folders, tmp_path, capsys, monkeypatch, name):
     config = FinetuneConfig.read(tmp_path / "run" / "config.yaml")
     expected = values | {"size": 32, "batch_size": 8, "epochs": 1}
     assert {key: getattr(config, key) for key in values} == expected
+    expected = TrainingView(*(getattr(config, key) for key in ("sampling", "crop", "flip", "swap", "colour")))
+    assert views and set(views) == {expected}
     metrics = [yaml.safe_load(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in metrics if "loss" in line]
     assert len(steps) == 1 and steps[0]["clips"] == 8 and steps[0]["failed"] == 0
@@ -109,6 +125,18 @@ def test_one_step(folders, tmp_path, capsys, monkeypatch, name):
     assert before.keys() == after.keys()
     changed = [key for key in before if not torch.equal(before[key], after[key])]
     assert len(changed) > 0.9 * len(before)
+
+
+def test_no_clipping_is_no_limit(folders, tmp_path, capsys, monkeypatch):
+    """``clip_grad: null`` trains as an unreachable limit does."""
+    weights = []
+    for limit in ("null", "1.0e9"):
+        (tmp_path / f"{limit}.yaml").write_text(f"lr: 0.1\nclip_grad: {limit}\n")
+        run = ["--data", folders / "ssv2", "--out", tmp_path / limit, "--model", "tsm_resnet18", "--size", 32]
+        small = ["--batch-size", 8, "--epochs", 2, "--device", "cpu", "--recipe", tmp_path / f"{limit}.yaml"]
+        output_of(capsys, monkeypatch, "finetune", *run, *small)
+        weights.append((tmp_path / limit / "model.safetensors").read_bytes())
+    assert weights[0] == weights[1]
 
 
 def test_other_data_are_refused(folders, tmp_path, capsys, monkeypatch):

@@ -1,0 +1,1 @@
+"""What a step costs on this machine, beside what one writes without this package."""

@@ -1,0 +1,70 @@
+"""Time, memory and profile of a call, on the CPU and on a GPU."""
+
+import os
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+
+def interleaved_seconds(calls: dict[str, Callable], repeats: int, device: torch.device) -> dict[str, float]:
+    """Median seconds of each call. All are called in turn, so that a slow moment of the machine meets
+    all of them; the first round, which allocates and compiles, does not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(repeats + 1):
+        for name, call in calls.items():
+            _wait(device)
+            started = time.perf_counter()
+            call()
+            _wait(device)
+            seconds[name].append(time.perf_counter() - started)
+    return {name: statistics.median(values[1:]) for name, values in seconds.items()}
+
+
+def peak_bytes(call: Callable, device: torch.device) -> int:
+    """The most that ``call`` holds at a time of what it allocates."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        call()
+        return torch.cuda.max_memory_allocated(device) - before
+    with _profile([torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        call()
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
+def matrix_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations per second of a large matrix product."""
+    size = 8192 if device.type == "cuda" else 1536
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    return 2 * size**3 / interleaved_seconds({"": lambda: a @ b}, 5, device)[""]
+
+
+def operations_by_time(call: Callable, device: torch.device) -> str:
+    """The operations that take most of a call's time, from PyTorch's profiler."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    key = "self_cpu_time_total"
+    if device.type == "cuda":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+        key = "self_device_time_total"
+    call()
+    with _profile(activities) as profile:
+        call()
+    return profile.key_averages().table(sort_by=key, row_limit=15)
+
+
+def _profile(activities: list, **options) -> torch.profiler.profile:
+    # Where it is not told otherwise, the library behind it prints its own start and end.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    return torch.profiler.profile(activities=activities, **options)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

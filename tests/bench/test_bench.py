@@ -1,0 +1,83 @@
+"""The benchmark compares what it says it compares."""
+
+import copy
+
+import pytest
+import torch
+from reference.temporal_augment import clips_in_range
+from run_command import error_of, output_of
+
+from taf_fast import TemporalAugment, add_adversarial_bn, models
+from taf_fast.bench.measure import interleaved_seconds, matrix_flops, peak_bytes
+from taf_fast.bench.naive import NaiveStep
+from taf_fast.bench.steps import FixedShare, measure_steps
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("name", ["tsm_resnet18", "tpn_resnet18"])
+def test_the_naive_step_is_taf_too(generator, name, steps):
+    """On all clips, with the batch's statistics differentiated through, both compute the same gradients."""
+    torch.manual_seed(generator.initial_seed())
+    model = models.build(name, 5, 3, dropout=0.0).double()
+    model.fc.weight.data *= 10
+    if hasattr(model, "auxiliary_weight"):
+        model.auxiliary_weight = 0.0  # the naive step has no auxiliary loss
+    x = clips_in_range(model, 4, 3, 36, generator)
+    with torch.no_grad():
+        labels = (copy.deepcopy(model)(x).argmax(1) + 1) % 5  # all wrong: no random attack labels
+    naive, ours = add_adversarial_bn(copy.deepcopy(model)), add_adversarial_bn(model)
+    out = FixedShare(ours, 4, TemporalAugment(steps=steps, attack_bn="batch"), compile=False)
+    expected = NaiveStep(naive, 4, steps).accumulate_grads(x, labels)
+    actual = out.accumulate_grads(x, labels)
+    assert actual["attacked"] == 4
+    torch.testing.assert_close(actual["loss"], expected["loss"], rtol=1e-3, atol=0)
+    for (key, a), b in zip(ours.named_parameters(), naive.parameters(), strict=True):
+        if a.grad is not None and b.grad is not None:
+            # A pixel whose gradient is rounding noise may move the other way.
+            assert (a.grad - b.grad).norm() <= 0.02 * b.grad.norm() + 1e-9, key
+
+
+def test_all_steps_are_measured():
+    costs = measure_steps("tsm_resnet18", 2, 96, 5, CPU, shares=(0.0, 0.5, 1.0), steps=(1, 3), repeats=1)
+    keys = [(row.name, row.share, row.steps) for row in costs.rows]
+    assert keys == [
+        ("plain", 0.0, 0),
+        ("taf_fast", 0.0, 1),
+        *((name, share, k) for share in (0.4, 1.0) for k in (1, 3) for name in ("taf_fast", "naive")),
+    ]
+    assert all(row.seconds > 0 for row in costs.rows)
+    forwards = {key: row.forwards for key, row in zip(keys, costs.rows, strict=True)}
+    assert forwards["taf_fast", 1.0, 1] == 7 and forwards["naive", 1.0, 1] == 9
+    assert forwards["taf_fast", 0.4, 1] == pytest.approx(4.6)
+    # The clean backward comes before the adversarial forward: never two graphs, as the naive step has.
+    memory = {key: row.bytes for key, row in zip(keys, costs.rows, strict=True)}
+    assert memory["plain", 0.0, 0] < memory["taf_fast", 1.0, 1] < memory["naive", 1.0, 1]
+    assert "aten::convolution_backward" in costs.profile and costs.clips == 5
+
+
+def test_peak_memory_and_time():
+    def call():
+        first = torch.empty(1000, 1000)
+        del first
+        return torch.empty(2000, 500).sum() + torch.empty(500, 500).sum()
+
+    assert 4_000_000 <= peak_bytes(call, CPU) < 5_100_000
+    order = []
+    seconds = interleaved_seconds({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 2, CPU)
+    assert order == ["a", "b"] * 3 and set(seconds) == {"a", "b"}
+    assert matrix_flops(CPU, torch.float32) > 1e8
+
+
+def test_command(capsys, monkeypatch):
+    small = ["--model", "tsm_resnet18", "--size", 32, "--num-segments", 2, "--batch-size", 4, "--repeats", 1]
+    printed = output_of(capsys, monkeypatch, "bench", *small, "--device", "cpu", "--share", 0.5, "--profile")
+    assert "tsm_resnet18, 4 clips of 2 x 32 pixels, CPU" in printed and "over plain" in printed
+    assert "naive" in printed and "50%" in printed and "convolution_backward" in printed
+    for wrong, message in (
+        (["--model", "tsn"], "model must be one of"),
+        (["--share", 1.5], "share must be between 0 and 1"),
+        (["--repeats", 0], "must be at least 1"),
+    ):
+        assert message in error_of(capsys, monkeypatch, "bench", *small, *wrong, "--device", "cpu")
