@@ -24,8 +24,9 @@ _ADDITIONS = (torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__iadd_
 # What moves values about without looking at them.
 _INDIFFERENT = {
     *("flatten", "unflatten", "view", "reshape", "permute", "transpose", "movedim", "unsqueeze", "squeeze"),
-    *("__getitem__", "contiguous", "pad", "cat", "dim", "size", "__get__", "unbind", "zeros_like"),
+    *("__getitem__", "contiguous", "pad", "cat", "unbind", "zeros_like"),
 }
+_METADATA = {"dim", "size", "__get__"}
 
 
 class NotReplayable(Exception):
@@ -97,20 +98,27 @@ class _ReplayMode(TorchFunctionMode):
         self.statistics: list[Statistics] = recording.calls
         self.tape: Iterator = iter(recording.tape)
         self.batch, self.rows, self.norms = batch, rows, 0
-        self.overwritten: list = []  # storages of what was changed in place: the results stand elsewhere
+        self.overwritten: list = []  # what was changed in place: its results stand elsewhere
+        self.unused: dict[int, Tensor] = {}  # convolutions' outputs that nothing has read yet, by storage
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         name = getattr(func, "__name__", str(func))
+        if name in _METADATA:
+            return func(*args, **kwargs)
         tensors = [arg for arg in args if isinstance(arg, Tensor)]
         if any(_storage(tensor) in map(_storage, self.overwritten) for tensor in tensors):
             raise NotReplayable(f"{name} of a tensor from before it was changed in place")
         if func in (Tensor.add_, Tensor.__iadd__) or kwargs.get("inplace"):
             self.overwritten.append(args[0])
-        if func in (torch.conv2d, torch.conv3d):
-            return _Convolution.apply(args[0], *_convolution_options(*args[1:], **kwargs))
         if func is F.batch_norm:
             return self._batch_norm(*args, **kwargs)
+        for tensor in tensors:
+            self.unused.pop(_storage(tensor), None)
+        if func in (torch.conv2d, torch.conv3d):
+            out = _Convolution.apply(args[0], *_convolution_options(*args[1:], **kwargs))
+            self.unused[_storage(out)] = out
+            return out
         if func in _RELUS:
             return _ReLU.apply(args[0], self._take(next(self.tape)))
         if func in _MAX_POOLS:
@@ -129,8 +137,15 @@ class _ReplayMode(TorchFunctionMode):
         self, x, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5
     ):
         scale = (self.statistics[self.norms].variance + eps).rsqrt()
+        scale = scale if weight is None else scale * weight.detach()
         self.norms += 1
-        return _Scale.apply(x, scale if weight is None else scale * weight.detach())
+        convolution = self.unused.pop(_storage(x), None)
+        if convolution is None:
+            return _Scale.apply(x, scale)
+        # Nobody else may read the convolution's output now: its gradient passes through the scale.
+        convolution.grad_fn.scale = scale
+        self.overwritten.append(x)
+        return _Scaled.apply(x)
 
     def _take(self, recorded: Tensor) -> Tensor:
         """The chosen clips' part, in the memory format of the whole."""
@@ -155,9 +170,11 @@ def _nothing(like: Tensor, shape) -> Tensor:
 
 
 class _Convolution(Function):
+    """With the batch norm that follows it, where one does: ``scale`` [C] of its outputs."""
+
     @staticmethod
     def forward(ctx, x, weight, options):
-        ctx.weight, ctx.shape, ctx.options = weight, x.shape, options
+        ctx.weight, ctx.shape, ctx.options, ctx.scale = weight, x.shape, options, None
         stride, padding, dilation, _ = options
         sizes = zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
         out = [(size + 2 * p - d * (kernel - 1) - 1) // s + 1 for size, kernel, s, p, d in sizes]
@@ -166,12 +183,30 @@ class _Convolution(Function):
     @staticmethod
     def backward(ctx, grad):
         stride, padding, dilation, groups = ctx.options
-        x, weight = _nothing(grad, ctx.shape), ctx.weight.to(grad.dtype)
-        no_padding, input_only = [0] * len(stride), (True, False, False)
+        weight = ctx.weight.to(grad.dtype)
+        if ctx.scale is not None:
+            # Whichever is less to multiply.
+            if weight.numel() < grad.numel():
+                weight = weight * ctx.scale.to(grad.dtype).view(-1, *[1] * (weight.dim() - 1))
+            else:
+                grad = _scaled(grad, ctx.scale)
+        x, no_padding, input_only = _nothing(grad, ctx.shape), [0] * len(stride), (True, False, False)
         gradient, _, _ = torch.ops.aten.convolution_backward(
             grad, x, weight, None, stride, padding, dilation, False, no_padding, groups, input_only
         )
         return gradient, None, None
+
+
+class _Scaled(Function):
+    """A batch norm whose scale its convolution has taken over."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return _nothing(x, x.shape)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad
 
 
 class _Scale(Function):
@@ -182,8 +217,7 @@ class _Scale(Function):
 
     @staticmethod
     def backward(ctx, grad):
-        scale = ctx.scale.to(grad.dtype)
-        return grad * scale.view(-1, *[1] * (grad.dim() - 2)), None
+        return _scaled(grad, ctx.scale), None
 
 
 class _ReLU(Function):
@@ -229,6 +263,10 @@ class _Addition(Function):
     @staticmethod
     def backward(ctx, grad):
         return grad, grad
+
+
+def _scaled(grad: Tensor, scale: Tensor) -> Tensor:
+    return grad * scale.to(grad.dtype).view(-1, *[1] * (grad.dim() - 2))
 
 
 def _convolution_options(weight, bias=None, stride=1, padding=0, dilation=1, groups=1):

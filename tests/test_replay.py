@@ -70,6 +70,31 @@ def test_statistics_in_eval_mode_are_the_running_ones(generator):
     compare(stages_of(model), model, x, torch.tensor([1]), generator)
 
 
+class Shared(nn.Module):
+    """A convolution whose output others than the batch norm read, ``before`` or after it."""
+
+    def __init__(self, before):
+        super().__init__()
+        self.first, self.norm, self.before = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), before
+
+    def forward(self, clips):
+        x = self.first(clips.flatten(0, 1))
+        aside = F.relu(x) if self.before else None
+        x = self.norm(x) + (aside if self.before else F.relu(x))
+        return (torch.unflatten(x, 0, clips.shape[:2]),)
+
+
+def test_a_convolution_read_by_more_than_its_batch_norm(generator):
+    x = torch.randn(3, 2, 3, 11, 14, generator=generator, dtype=torch.float64)
+    torch.manual_seed(generator.initial_seed())
+    before, after = Shared(True).double(), Shared(False).double()
+    compare(before, before, x, torch.tensor([2, 1]), generator)
+    with Recording() as recording, running_statistics_untouched(after):
+        after(x)
+        with pytest.raises(NotReplayable, match="before it was changed in place"):
+            Replay(after, recording, x, None)
+
+
 class Stage(nn.Module):
     """Clips -> one convolution, something, another convolution."""
 
