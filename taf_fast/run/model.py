@@ -34,7 +34,9 @@ def build_model(
         RunError, CheckpointError: the checkpoint is of another model or of other classes.
     """
     info = None if checkpoint is None else read_info(checkpoint)
-    options = {} if info is None else dict(info.options)
+    # Of another family's file they would mean nothing to the builder; loading it says what is wrong.
+    same_family = info is not None and info.model.rpartition("_")[0] == name.rpartition("_")[0]
+    options = dict(info.options) if same_family else {}
     if dropout is not None:
         options["dropout"] = dropout
     model = models.build(name, len(dataset.classes), num_segments, **options)

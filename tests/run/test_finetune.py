@@ -232,6 +232,7 @@ def test_impossible_checkpoints(dataset, finished, tmp_path, error):
     torch.save({"state_dict": models.build("tsm_resnet18", 5).state_dict()}, other)
     assert "other.pth has 5 classes, expected 8" in of(other)
     assert "does not fit the model" in of(weights, model="tsm_resnet50")
+    assert "holds a tsm model, expected gst" in of(weights, model="gst_resnet18")
     assert not out.exists()
 
 
