@@ -432,11 +432,13 @@ def test_compiled_equals_eager_and_compiles_a_bounded_number_of_times(generator,
     eager_model = copy.deepcopy(model)
     eager = TAFStep(eager_model, TemporalAugment(label="true"), compile=False)
     compiled = TAFStep(model, TemporalAugment(label="true"), compile=True)
+
     # Both attacks run eagerly, but from logits that differ in their last digits, which turn signs.
-    eager.augment.attack = compiled.augment.attack = lambda model, x, targets, statistics, rows: (
-        x[rows] + 0.1,
-        torch.zeros(len(rows), dtype=torch.bool),
-    )
+    def attack(model, x, targets, clean, rows):
+        chosen = x if rows is None else x[rows]
+        return chosen + 0.1, torch.zeros(len(chosen), dtype=torch.bool)
+
+    eager.augment.attack = compiled.augment.attack = attack
     seen = []
     for wrong in (3, 5, 1, 2, 4, 0, 6):
         with torch.no_grad():
