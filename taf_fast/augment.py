@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from taf_fast import ops
 from taf_fast.adapt import features_and_logits, has_stages, stages
-from taf_fast.batch_statistics import FreezeStatistics, running_statistics_untouched
+from taf_fast.batch_statistics import FreezeStatistics, RecordStatistics, running_statistics_untouched
 from taf_fast.clips import pixel_range, pixel_units, to_model_input
 from taf_fast.replay import NotReplayable, Recording, Replay
 
@@ -25,14 +25,10 @@ _CHOICES = {
 @dataclasses.dataclass(frozen=True)
 class CleanForward:
     """What the clean forward of a batch showed: its recording, and the arguments of the model's head
-    (empty for a model that does not come in two parts)."""
+    (empty for a model that does not come in two parts, whose statistics alone count)."""
 
-    recording: Recording
+    recording: Recording | RecordStatistics
     stages: tuple[Tensor, ...]
-
-    def forget(self) -> None:
-        """Free the recording's memory."""
-        self.recording.tape.clear()
 
 
 class TemporalAugment:
@@ -121,7 +117,7 @@ class TemporalAugment:
         """
         x = to_model_input(model, clips)
         self.check(x, labels)
-        with torch.no_grad(), running_statistics_untouched(model), Recording() as recording:
+        with torch.no_grad(), running_statistics_untouched(model), self.recording(model) as recording:
             parts = stages(model, x) if has_stages(model) else ()
             logits = model.head(*parts) if parts else features_and_logits(model, x)[1]
         targets = self.attack_labels(logits, labels, generator)
@@ -152,6 +148,11 @@ class TemporalAugment:
             return other
         return torch.where(logits.argmax(1) == labels, other, labels)
 
+    def recording(self, model: nn.Module) -> Recording | RecordStatistics:
+        """What a clean forward of ``model`` is to run in, for :meth:`attack`: a tape costs memory, so there
+        is one only where it will be replayed."""
+        return Recording() if has_stages(model) and self.attack_bn == "frozen" else RecordStatistics()
+
     def attack(
         self, model: nn.Module, x: Tensor, targets: Tensor, clean: CleanForward, rows: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -160,7 +161,7 @@ class TemporalAugment:
         Args:
             model, x: the model and its full clean batch [B,T,3,H,W].
             targets: y^, int64 [B].
-            clean: of ``x``.
+            clean: of ``x``; its tape is used up.
             rows: int64 [n], the clips to perturb; None for all.
 
         Returns:
@@ -184,6 +185,7 @@ class TemporalAugment:
                     wanted = targets if rows is None else targets[rows]
                     if replay is not None:
                         gradient, loss = self._replayed_gradient(model, wanted, clean, rows, replay)
+                        clean.recording.tape.clear()
                     else:
                         with FreezeStatistics(clean.recording.calls):
                             gradient, loss = self._gradient(model, perturbed, wanted)

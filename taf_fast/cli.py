@@ -154,7 +154,9 @@ def finetune(
     given["device"] = str(_device(device))
     given.setdefault("compile", given["device"].startswith("cuda"))
     values = {} if recipe is None else read_recipe(recipe)
-    known = {} if checkpoint is None else _known(checkpoint, trust_checkpoint)
+    # Looking into a checkpoint can mean reading all of it.
+    open_questions = {"model", "num_segments", "size"} - set(values | given)
+    known = _known(checkpoint, trust_checkpoint) if checkpoint is not None and open_questions else {}
     config = FinetuneConfig(**known | values | given)
     result = run(config, resume=resume, trust_checkpoint=trust_checkpoint)
     if result is not None:
@@ -267,7 +269,7 @@ def bench(
         torch.set_num_threads(threads)
     compile = on_gpu if compile is None else compile
     costs = measure_steps(
-        model, num_segments, size, batch_size, chosen, compile, tuple(share), tuple(steps), repeats
+        model, num_segments, size, batch_size, chosen, compile, share, steps, repeats, profile
     )
     where = torch.cuda.get_device_name(chosen) if on_gpu else f"CPU, {torch.get_num_threads()} threads"
     title = (

@@ -98,23 +98,26 @@ class _ReplayMode(TorchFunctionMode):
         self.statistics: list[Statistics] = recording.calls
         self.tape: Iterator = iter(recording.tape)
         self.batch, self.rows, self.norms = batch, rows, 0
-        self.overwritten: list = []  # what was changed in place: its results stand elsewhere
-        self.unused: dict[int, Tensor] = {}  # convolutions' outputs that nothing has read yet, by storage
+        self.indices: dict[int, Tensor] = {}  # the chosen rows' frames, by frames per row
+        # By storage: what was changed in place, so that its results stand elsewhere, and convolutions'
+        # outputs that nothing has read yet.
+        self.overwritten: dict[int, Tensor] = {}
+        self.unused: dict[int, Tensor] = {}
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         name = getattr(func, "__name__", str(func))
         if name in _METADATA:
             return func(*args, **kwargs)
-        tensors = [arg for arg in args if isinstance(arg, Tensor)]
-        if any(_storage(tensor) in map(_storage, self.overwritten) for tensor in tensors):
+        storages = [_storage(arg) for arg in args if isinstance(arg, Tensor)]
+        if any(storage in self.overwritten for storage in storages):
             raise NotReplayable(f"{name} of a tensor from before it was changed in place")
         if func in (Tensor.add_, Tensor.__iadd__) or kwargs.get("inplace"):
-            self.overwritten.append(args[0])
+            self.overwritten[_storage(args[0])] = args[0]
         if func is F.batch_norm:
             return self._batch_norm(*args, **kwargs)
-        for tensor in tensors:
-            self.unused.pop(_storage(tensor), None)
+        for storage in storages:
+            self.unused.pop(storage, None)
         if func in (torch.conv2d, torch.conv3d):
             out = _Convolution.apply(args[0], *_convolution_options(*args[1:], **kwargs))
             self.unused[_storage(out)] = out
@@ -139,22 +142,24 @@ class _ReplayMode(TorchFunctionMode):
         scale = (self.statistics[self.norms].variance + eps).rsqrt()
         scale = scale if weight is None else scale * weight.detach()
         self.norms += 1
-        convolution = self.unused.pop(_storage(x), None)
+        storage = _storage(x)
+        convolution = self.unused.pop(storage, None)
         if convolution is None:
             return _Scale.apply(x, scale)
-        # Nobody else may read the convolution's output now: its gradient passes through the scale.
+        # The convolution takes the scale over: nobody else may read its output now.
         convolution.grad_fn.scale = scale
-        self.overwritten.append(x)
-        return _Scaled.apply(x)
+        self.overwritten[storage] = x
+        return _Scale.apply(x, None)
 
     def _take(self, recorded: Tensor) -> Tensor:
         """The chosen clips' part, in the memory format of the whole."""
         if self.rows is None:
             return recorded
         frames = len(recorded) // self.batch
-        index = self.rows
-        if frames > 1:
-            index = (index[:, None] * frames + torch.arange(frames, device=index.device)).flatten()
+        if frames not in self.indices:
+            within = torch.arange(frames, device=self.rows.device)
+            self.indices[frames] = (self.rows[:, None] * frames + within).flatten()
+        index = self.indices[frames]
         if recorded.dim() == 4 and recorded.is_contiguous(memory_format=torch.channels_last):
             return recorded.movedim(1, -1).index_select(0, index).movedim(-1, 1)
         return recorded.index_select(0, index)
@@ -197,19 +202,9 @@ class _Convolution(Function):
         return gradient, None, None
 
 
-class _Scaled(Function):
-    """A batch norm whose scale its convolution has taken over."""
-
-    @staticmethod
-    def forward(ctx, x):
-        return _nothing(x, x.shape)
-
-    @staticmethod
-    def backward(ctx, grad):
-        return grad
-
-
 class _Scale(Function):
+    """A batch norm; ``scale`` None where its convolution has taken that over."""
+
     @staticmethod
     def forward(ctx, x, scale):
         ctx.scale = scale
@@ -217,7 +212,7 @@ class _Scale(Function):
 
     @staticmethod
     def backward(ctx, grad):
-        return _scaled(grad, ctx.scale), None
+        return grad if ctx.scale is None else _scaled(grad, ctx.scale), None
 
 
 class _ReLU(Function):

@@ -8,7 +8,6 @@ from taf_fast.adapt import has_stages, stages
 from taf_fast.augment import CleanForward, TemporalAugment
 from taf_fast.clips import to_model_input
 from taf_fast.dual_batch_norm import adversarial_path, require_dual
-from taf_fast.replay import Recording
 
 COMPOSITIONS = ("wrong", "all", "correct")
 
@@ -133,7 +132,7 @@ class TAFStep(nn.Module):
 
     def _clean_pass(self, x: Tensor) -> tuple[tuple[Tensor, ...], CleanForward]:
         # Recording surrounds what is compiled: within it, a model that breaks the graph would lose it.
-        with Recording() as recording:
+        with self.augment.recording(self.model) as recording:
             outputs, parts = self._clean(self.model, x)
         return outputs, CleanForward(recording, parts)
 
@@ -152,7 +151,6 @@ class TAFStep(nn.Module):
             return logits.new_zeros(()), counts
         chosen = None if len(rows) == len(x) else rows
         x_adv, failed = self.augment.attack(self.model, x, targets, clean, chosen)
-        clean.forget()
         if self._compiled:
             # The number of attacked clips changes from step to step: one graph is to serve them all.
             torch._dynamo.maybe_mark_dynamic(x_adv, 0)

@@ -31,7 +31,7 @@ class FixedShare(TAFStep):
 @dataclasses.dataclass(frozen=True)
 class StepCost:
     """``share`` of the clips attacked with ``steps``, in seconds and bytes of one step; ``forwards`` is
-    what the step would cost, in forwards, if nothing but convolutions took time (nan if not known)."""
+    what the step would cost, in forwards, if nothing but convolutions took time."""
 
     name: str
     share: float
@@ -44,13 +44,13 @@ class StepCost:
 @dataclasses.dataclass(frozen=True)
 class Costs:
     """Of one model and batch: the steps, the plain one first; operations of one forward of the batch, the
-    machine's rate of them, and a profile of the last step."""
+    machine's rate of them, and, if wanted, a profile of the last step of this package."""
 
     rows: list[StepCost]
     forward_flops: float
     matrix_flops: float
     clips: int
-    profile: str
+    profile: str | None
 
 
 def measure_steps(
@@ -63,6 +63,7 @@ def measure_steps(
     shares: Iterable[float] = (0.0, 0.2, 1.0),
     steps: Iterable[int] = (1,),
     repeats: int = 5,
+    profile: bool = False,
 ) -> Costs:
     """Time all steps in turn, and take the peak memory of each.
 
@@ -73,6 +74,7 @@ def measure_steps(
         shares: of attacked clips, in [0,1], rounded to whole clips.
         steps: attack steps, K.
         repeats: timed rounds.
+        profile: also profile a step.
     """
     clips = torch.randn(batch_size, num_segments, 3, size, size, device=device)
     labels = torch.randint(0, CLASSES, (batch_size,), device=device)
@@ -111,8 +113,9 @@ def measure_steps(
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         variants["plain", 0.0, 0][0].model(clips)
     last = [key for key in variants if key[0] == "taf_fast"][-1]
-    profile = operations_by_time(calls[last], device)
-    return Costs(rows, counter.get_total_flops(), matrix_flops(device, torch.float32), batch_size, profile)
+    operations = operations_by_time(calls[last], device) if profile else None
+    rate = matrix_flops(device, torch.float32)
+    return Costs(rows, counter.get_total_flops(), rate, batch_size, operations)
 
 
 def _resident(model: nn.Module) -> int:

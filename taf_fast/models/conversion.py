@@ -132,17 +132,15 @@ def load_imagenet(model: nn.Module, path: str | os.PathLike) -> LoadReport:
     weights = read_state_dict(path)
     if (source := _source(path, weights)) != Source("resnet", "torchvision"):
         raise CheckpointError(f"checkpoint {path} holds a {source.family} model, expected an image ResNet")
+    trunk = {name: tensor for name, tensor in weights.items() if not name.startswith("fc.")}
     ours, found = model.state_dict(), {}
     for name, tensor in ours.items():
-        image = weights.get(name.removeprefix("backbone.").replace(".conv2.spatial.", ".conv2."))
-        if image is not None and not name.startswith("fc."):
+        image = trunk.pop(name.removeprefix("backbone.").replace(".conv2.spatial.", ".conv2."), None)
+        if image is not None:
             if ".conv2.spatial." in name:
                 image = image[: tensor.shape[0], : tensor.shape[1]]
             found[name] = image
-    wrong = [name for name in found if found[name].shape != ours[name].shape]
-    used = {name.removeprefix("backbone.").replace(".conv2.spatial.", ".conv2.") for name in found}
-    unexpected = [name for name in weights if name not in used and not name.startswith("fc.")]
-    if wrong or unexpected:
+    if trunk or any(found[name].shape != ours[name].shape for name in found):
         raise CheckpointError(f"checkpoint {path} is a ResNet of another depth than the model")
     model.load_state_dict(found, strict=False)
     missing = tuple(name for name in ours if name not in found and not name.endswith(_OPTIONAL))
@@ -223,7 +221,7 @@ def export(model: nn.Module, origin: str, raw_classes: Sequence[str] | None = No
     if origin == "mmaction2" or model.family == "tpn":
         return {"meta": {}, "state_dict": weights}
     best = "best_top1" if model.family == "tam" else "best_prec1"
-    return {"epoch": 0, "arch": "resnet50", "state_dict": weights, best: 0.0}
+    return {"epoch": 0, "arch": f"resnet{model.backbone.depth}", "state_dict": weights, best: 0.0}
 
 
 def _source(path: Path, weights: dict[str, Tensor]) -> Source:

@@ -93,6 +93,7 @@ class ResNet(nn.Module):
         conv2: Callable[[int, int], nn.Module] = _conv3x3,
     ):
         super().__init__()
+        self.depth = depth
         block, counts = _LAYERS[depth]
         self.conv1, self.bn1 = nn.Conv2d(3, 64, 7, 2, padding=3, bias=False), nn.BatchNorm2d(64)
         self.relu = nn.ReLU(inplace=True)

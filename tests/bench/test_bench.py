@@ -40,7 +40,9 @@ def test_the_naive_step_is_taf_too(generator, name, steps):
 
 
 def test_all_steps_are_measured():
-    costs = measure_steps("tsm_resnet18", 2, 96, 5, CPU, shares=(0.0, 0.5, 1.0), steps=(1, 3), repeats=1)
+    costs = measure_steps(
+        "tsm_resnet18", 2, 96, 5, CPU, shares=(0.0, 0.5, 1.0), steps=(1, 3), repeats=1, profile=True
+    )
     keys = [(row.name, row.share, row.steps) for row in costs.rows]
     assert keys == [
         ("plain", 0.0, 0),

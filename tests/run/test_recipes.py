@@ -64,7 +64,7 @@ def test_a_recipe_leaves_nothing_open(name):
     assert (config.epochs, config.lr_steps, config.alpha, config.steps) == (15, (10,), 0.7, 1)
     assert (config.epsilon, config.step_size, config.num_frames) == (64 / 255, 32 / 255, None)
     assert config.composition == ("all" if dataset == "diving48" else "wrong")
-    # FACTS of the official trainings that are easily mixed up.
+    # What is easily mixed up between the official trainings.
     assert config.weight_decay == (3e-4 if "gst" in name else 5e-4)
     assert config.dropout == (0.3 if "gst" in name else 0.5)
     assert config.batch_size == (24 if "gst" in name else 64)
