@@ -42,8 +42,10 @@ setup(
         "cuda12": ["nvidia-dali-cuda120"],
         # scipy is there for torchattacks, which is installed without its requirements (see Makefile).
         "dev": [
+            "accelerate",
             "captum",
             "hypothesis",
+            "lightning",
             "pytest",
             "pytest-benchmark",
             "ruff",

@@ -150,8 +150,8 @@ class TemporalAugment:
 
     def recording(self, model: nn.Module) -> Recording | RecordStatistics:
         """What a clean forward of ``model`` is to run in, for :meth:`attack`: a tape costs memory, so there
-        is one only where it will be replayed."""
-        return Recording() if has_stages(model) and self.attack_bn == "frozen" else RecordStatistics()
+        is one only where it can be replayed."""
+        return Recording(keep_inputs=self.attack_bn == "batch") if has_stages(model) else RecordStatistics()
 
     def attack(
         self, model: nn.Module, x: Tensor, targets: Tensor, clean: CleanForward, rows: Tensor | None = None
@@ -177,18 +177,19 @@ class TemporalAugment:
         perturbed, failed = chosen, torch.zeros(len(chosen), dtype=torch.bool, device=x.device)
         with running_statistics_untouched(model):
             for step in range(self.steps):
-                if self.attack_bn == "batch":
+                # The first step is at the clean clips, whose forward there has been.
+                replay = self._replay(model, x, clean, rows) if step == 0 else None
+                if replay is not None:
+                    gradient, loss = self._replayed_gradient(model, targets, clean, rows, replay)
+                    del replay
+                    clean.recording.free()
+                elif self.attack_bn == "batch":
                     gradient, loss = self._coupled_gradient(model, x, targets, rows, perturbed)
                 else:
-                    # The first step is at the clean clips, whose forward there has been.
-                    replay = self._replay(model, x, clean, rows) if step == 0 else None
-                    wanted = targets if rows is None else targets[rows]
-                    if replay is not None:
-                        gradient, loss = self._replayed_gradient(model, wanted, clean, rows, replay)
-                        clean.recording.tape.clear()
-                    else:
-                        with FreezeStatistics(clean.recording.calls):
-                            gradient, loss = self._gradient(model, perturbed, wanted)
+                    with FreezeStatistics(clean.recording.calls):
+                        gradient, loss = self._gradient(
+                            model, perturbed, targets if rows is None else targets[rows]
+                        )
                 failed |= ~loss.isfinite()
                 # The first step starts at the clean clip: nothing but that needs to be read.
                 start = None if step == 0 else perturbed
@@ -218,17 +219,26 @@ class TemporalAugment:
         return self._gradient(model, batch, targets, rows)
 
     def _replayed_gradient(self, model, targets, clean: CleanForward, rows, replay: Replay):
-        parts = clean.stages if rows is None else tuple(part[rows] for part in clean.stages)
+        rows = slice(None) if rows is None else rows
+        if self.attack_bn == "batch":
+            gradients, loss, frames = self._head_gradients(model, clean.stages, targets, rows)
+            return self._where_movable(replay.gradient(gradients)[rows], frames), loss
         with FreezeStatistics(clean.recording.calls[replay.norms :]):
-            gradients, loss, frames = self._head_gradients(model, parts, targets)
+            gradients, loss, frames = self._head_gradients(
+                model, tuple(part[rows] for part in clean.stages), targets[rows]
+            )
         return self._where_movable(replay.gradient(gradients), frames), loss
 
-    @staticmethod
-    def _replay(model: nn.Module, x: Tensor, clean: CleanForward, rows: Tensor | None) -> Replay | None:
+    def _replay(self, model: nn.Module, x: Tensor, clean: CleanForward, rows: Tensor | None) -> Replay | None:
         if not clean.stages:
             return None
         try:
-            return Replay(lambda clips: stages(model, clips), clean.recording, x, rows)
+            return Replay(
+                lambda clips: stages(model, clips),
+                clean.recording,
+                x,
+                None if self.attack_bn == "batch" else rows,
+            )
         except NotReplayable:
             return None
 

@@ -18,10 +18,12 @@ from torch.overrides import TorchFunctionMode
 
 
 class Statistics(NamedTuple):
-    """What one batch norm normalised with: mean and biased variance, both [C]."""
+    """What one batch norm normalised with: mean and biased variance, both [C]; and what they are of, where
+    that was kept."""
 
     mean: Tensor
     variance: Tensor
+    input: Tensor | None = None
 
 
 class _BatchNormMode(TorchFunctionMode):
@@ -34,11 +36,16 @@ class _BatchNormMode(TorchFunctionMode):
 
 
 class RecordStatistics(_BatchNormMode):
-    """Collects in ``calls``, in order, the statistics every batch norm used; changes no result."""
+    """Collects in ``calls``, in order, the statistics every batch norm used; changes no result.
 
-    def __init__(self):
+    Args:
+        keep_inputs: with what batch statistics are of.
+    """
+
+    def __init__(self, keep_inputs: bool = False):
         super().__init__()
         self.calls: list[Statistics] = []
+        self._keep_inputs = keep_inputs
 
     def _batch_norm(
         self, x, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5
@@ -53,7 +60,8 @@ class RecordStatistics(_BatchNormMode):
         y, mean, invstd = torch.native_batch_norm(
             x, weight, bias, running_mean, running_var, True, momentum, eps
         )
-        self.calls.append(Statistics(mean.detach(), invstd.detach().pow(-2) - eps))
+        kept = x.detach() if self._keep_inputs else None
+        self.calls.append(Statistics(mean.detach(), invstd.detach().pow(-2) - eps, kept))
         return y
 
 
@@ -67,7 +75,7 @@ class FreezeStatistics(_BatchNormMode):
     def _batch_norm(
         self, x, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5
     ):
-        mean, variance = self.calls[self.used]
+        mean, variance, _ = self.calls[self.used]
         self.used += 1
         return F.batch_norm(x, mean, variance, weight, bias, False, momentum, eps)
 

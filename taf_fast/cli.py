@@ -12,6 +12,7 @@ import typer
 from taf_fast import models
 from taf_fast.data import ClipLoader, DataError, raw_ssv1_classes, read_dataset, scan
 from taf_fast.models import CheckpointError
+from taf_fast.precision import PRECISIONS
 from taf_fast.run.checkpoint import load_model, read_info
 from taf_fast.run.config import FinetuneConfig, RunError
 from taf_fast.run.files import write_atomically, write_text
@@ -132,6 +133,7 @@ def finetune(
     seed: Annotated[int | None, _value("seed")] = None,
     device: Device = None,
     compile: Annotated[bool | None, typer.Option(help="torch.compile. Default: on a GPU only.")] = None,
+    precision: Annotated[str | None, _value("precision", "Of training: float32 or bfloat16.")] = None,
     threads: Threads = _DEFAULT["threads"],
     checkpoint_every: Annotated[int, typer.Option(help="Steps.")] = _DEFAULT["checkpoint_every"],
     quarantine_limit: Annotated[
@@ -245,6 +247,10 @@ def bench(
     repeats: Annotated[int, typer.Option(help="Timed rounds.")] = 5,
     device: Device = None,
     compile: Annotated[bool | None, typer.Option(help="torch.compile. Default: on a GPU only.")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="float32 or bfloat16. Default: bfloat16 on a GPU, else float32.")
+    ] = None,
+    channels_last: Annotated[bool, typer.Option(help="Memory format of clips and weights.")] = True,
     threads: Annotated[int | None, typer.Option(help="Of PyTorch on the CPU. Default: as it comes.")] = None,
     profile: Annotated[
         bool, typer.Option("--profile", help="Also print where the time of a TAF step goes.")
@@ -253,7 +259,7 @@ def bench(
     """Time a training step of a model: plain, TAF as written from the paper, and this package's TAF."""
     from rich.console import Console
 
-    from taf_fast.bench.steps import measure_steps
+    from taf_fast.bench.steps import Setting, measure_steps
     from taf_fast.bench.table import cost_table
 
     chosen = _device(device)
@@ -268,12 +274,15 @@ def bench(
     if threads is not None:
         torch.set_num_threads(threads)
     compile = on_gpu if compile is None else compile
-    costs = measure_steps(
-        model, num_segments, size, batch_size, chosen, compile, share, steps, repeats, profile
-    )
+    precision = precision or ("bfloat16" if on_gpu else "float32")
+    if precision not in PRECISIONS:
+        raise RunError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    setting = Setting(chosen, compile, precision, channels_last)
+    costs = measure_steps(model, num_segments, size, batch_size, setting, share, steps, repeats, profile)
     where = torch.cuda.get_device_name(chosen) if on_gpu else f"CPU, {torch.get_num_threads()} threads"
     title = (
-        f"{model}, {batch_size} clips of {num_segments} x {size} pixels, {where}, torch {torch.__version__}"
+        f"{model}, {batch_size} clips of {num_segments} x {size} pixels, {setting.describe()}, {where}, "
+        f"torch {torch.__version__}"
     )
     console = Console(width=max(110, Console().width))
     console.print(cost_table(costs, title))

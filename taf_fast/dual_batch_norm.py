@@ -73,6 +73,11 @@ def strip_adversarial_bn(model: nn.Module) -> nn.Module:
     return model
 
 
+def adversarial_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Of the twins that :func:`add_adversarial_bn` made."""
+    return [parameter for norm in _duals(model) for parameter in norm.adversarial.parameters()]
+
+
 @contextmanager
 def adversarial_path(model: nn.Module) -> Iterator[None]:
     """Within this context, ``model`` normalises with the adversarial batch norms.

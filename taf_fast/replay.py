@@ -2,7 +2,8 @@
 
 Eq. 6 needs the gradient of the pixels alone, of the attacked clips alone. With the batch statistics
 held constant that takes, of the clean forward, only which ReLUs were open, where the maxima were and
-how each batch norm scaled. :class:`Recording` keeps these; :class:`Replay` runs the model's Python once
+how each batch norm scaled; where these are differentiated through, which takes all clips, also what
+each batch norm normalised. :class:`Recording` keeps these; :class:`Replay` runs the model's Python once
 more on stand-ins without values, whose operations do nothing forward and the gradient of
 their input backward, for the chosen rows. Neither the forward nor any weight's gradient is computed
 again.
@@ -35,11 +36,20 @@ class NotReplayable(Exception):
 
 class Recording(RecordStatistics):
     """Collects what :class:`Replay` needs, and in ``calls`` the batch statistics; changes no
-    result. ``tape`` holds the outputs of ReLUs and the (outputs, indices) of max pools, in order."""
+    result. ``tape`` holds the outputs of ReLUs and the (outputs, indices) of max pools, in order.
 
-    def __init__(self):
-        super().__init__()
+    Args:
+        keep_inputs: of batch norms too, to differentiate through the batch statistics.
+    """
+
+    def __init__(self, keep_inputs: bool = False):
+        super().__init__(keep_inputs)
         self.tape: list = []
+
+    def free(self) -> None:
+        """Let go of everything but the statistics."""
+        self.tape.clear()
+        self.calls = [statistics._replace(input=None) for statistics in self.calls]
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -63,7 +73,7 @@ class Replay:
         stages: clips [B,T,3,H,W] -> tensors that begin with the batch's dimension.
         recording: made while ``stages(x)`` ran, at its beginning.
         x: the whole batch.
-        rows: int64 [n], the chosen clips; None for all.
+        rows: int64 [n], the chosen clips; None for all, as it must be if the recording kept inputs.
 
     ``norms`` is how many batch norms ``stages`` has.
 
@@ -139,11 +149,14 @@ class _ReplayMode(TorchFunctionMode):
     def _batch_norm(
         self, x, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5
     ):
-        scale = (self.statistics[self.norms].variance + eps).rsqrt()
-        scale = scale if weight is None else scale * weight.detach()
+        mean, variance, normalised = self.statistics[self.norms]
         self.norms += 1
         storage = _storage(x)
         convolution = self.unused.pop(storage, None)
+        invstd = (variance + eps).rsqrt()
+        if normalised is not None:
+            return _BatchNorm.apply(x, normalised, None if weight is None else weight.detach(), mean, invstd)
+        scale = invstd if weight is None else invstd * weight.detach()
         if convolution is None:
             return _Scale.apply(x, scale)
         # The convolution takes the scale over: nobody else may read its output now.
@@ -169,9 +182,24 @@ def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
-def _nothing(like: Tensor, shape) -> Tensor:
-    """A tensor of a shape, without memory for values; the one it has would show wherever it counted."""
-    return like.new_full((), float("nan")).expand(shape)
+def _nothing(like: Tensor, shape, dtype: torch.dtype | None = None) -> Tensor:
+    """A tensor of a shape, without memory for values nor time to write one."""
+    return like.new_empty((), dtype=dtype).expand(shape)
+
+
+def _unwritten(like: Tensor, shape) -> Tensor:
+    """Memory nobody writes or reads, in ``like``'s memory format: by it a kernel chooses the result's."""
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}[like.dim()]
+    is_last = like.is_contiguous(memory_format=last) and not like.is_contiguous()
+    memory_format = last if is_last else torch.contiguous_format
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=memory_format)
+
+
+def _autocast_dtype(x: Tensor) -> torch.dtype:
+    """What a convolution of ``x`` gives."""
+    device = x.device.type
+    casts = torch.is_autocast_enabled(device) and x.dtype != torch.float64
+    return torch.get_autocast_dtype(device) if casts else x.dtype
 
 
 class _Convolution(Function):
@@ -183,7 +211,7 @@ class _Convolution(Function):
         stride, padding, dilation, _ = options
         sizes = zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
         out = [(size + 2 * p - d * (kernel - 1) - 1) // s + 1 for size, kernel, s, p, d in sizes]
-        return _nothing(x, (x.shape[0], weight.shape[0], *out))
+        return _nothing(x, (x.shape[0], weight.shape[0], *out), _autocast_dtype(x))
 
     @staticmethod
     def backward(ctx, grad):
@@ -195,7 +223,7 @@ class _Convolution(Function):
                 weight = weight * ctx.scale.to(grad.dtype).view(-1, *[1] * (weight.dim() - 1))
             else:
                 grad = _scaled(grad, ctx.scale)
-        x, no_padding, input_only = _nothing(grad, ctx.shape), [0] * len(stride), (True, False, False)
+        x, no_padding, input_only = _unwritten(grad, ctx.shape), [0] * len(stride), (True, False, False)
         gradient, _, _ = torch.ops.aten.convolution_backward(
             grad, x, weight, None, stride, padding, dilation, False, no_padding, groups, input_only
         )
@@ -213,6 +241,24 @@ class _Scale(Function):
     @staticmethod
     def backward(ctx, grad):
         return grad if ctx.scale is None else _scaled(grad, ctx.scale), None
+
+
+class _BatchNorm(Function):
+    """Through its batch statistics; ``normalised`` is what it had to normalise."""
+
+    @staticmethod
+    def forward(ctx, x, normalised, weight, mean, invstd):
+        ctx.recorded = normalised, weight, mean, invstd
+        return _nothing(x, x.shape)
+
+    @staticmethod
+    def backward(ctx, grad):
+        normalised, weight, mean, invstd = ctx.recorded
+        eps, input_only = 0.0, (True, False, False)  # eps is in invstd
+        gradient, _, _ = torch.ops.aten.native_batch_norm_backward(
+            grad, normalised, weight, None, None, mean, invstd, True, eps, input_only
+        )
+        return gradient, None, None, None, None
 
 
 class _ReLU(Function):
@@ -234,7 +280,7 @@ class _MaxPool(Function):
 
     @staticmethod
     def backward(ctx, grad):
-        x = _nothing(grad, ctx.shape)
+        x = _unwritten(grad, ctx.shape)
         pool_backward = torch.ops.aten.max_pool2d_with_indices_backward
         return pool_backward(grad, x, *ctx.options, ctx.indices), None, None, None
 

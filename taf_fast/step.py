@@ -1,13 +1,14 @@
 """One training step: plain fine-tuning, and TAF's (Eq. 7)."""
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from taf_fast.adapt import has_stages, stages
 from taf_fast.augment import CleanForward, TemporalAugment
 from taf_fast.clips import to_model_input
-from taf_fast.dual_batch_norm import adversarial_path, require_dual
+from taf_fast.dual_batch_norm import adversarial_parameters, adversarial_path, require_dual
 
 COMPOSITIONS = ("wrong", "all", "correct")
 
@@ -44,8 +45,12 @@ class TAFStep(nn.Module):
     One clean forward gives the clean loss, the attack labels, the choice of clips and the batch
     statistics of the attack. Only the chosen clips are attacked and go through the adversarial
     batch norms. Both losses are means over their own clips; when no clip is chosen the loss is
-    alpha times the clean loss. A model with an auxiliary head (TPN) adds that head's weighted
-    cross-entropy to both; the attack does not see it.
+    alpha times the clean loss, and the gradients of the adversarial batch norms are 0. A model with an
+    auxiliary head (TPN) adds that head's weighted cross-entropy to both; the attack does not see it.
+
+    Where torch.distributed is initialised, every rank of its default group has to call the step as often
+    as the others. The adversarial loss is then scaled such that its mean over ranks, and that of its
+    gradients, is the mean over the chosen clips of all.
 
     Args:
         model: has its adversarial batch norms (:func:`taf_fast.add_adversarial_bn`), and
@@ -57,7 +62,8 @@ class TAFStep(nn.Module):
         compile: compile the clean and the adversarial forward, and with them their backwards.
 
     Raises:
-        ValueError: alpha or composition out of range, or a batch norm without its twin.
+        ValueError: alpha or composition out of range, a batch norm without its twin, or one that is
+            synchronised over ranks (a rank without chosen clips would leave the others waiting).
     """
 
     def __init__(
@@ -74,6 +80,8 @@ class TAFStep(nn.Module):
         if composition not in COMPOSITIONS:
             raise ValueError(f"composition must be one of {', '.join(COMPOSITIONS)}, got {composition!r}")
         require_dual(model)
+        if _ranks() > 1 and any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()):
+            raise ValueError("the model has SyncBatchNorm, expected batch norms of each rank's own clips")
         self.model, self.augment, self.alpha, self.composition = model, augment, alpha, composition
         self._clean = torch.compile(_training_forward) if compile else _training_forward
         self._adversarial = torch.compile(_training_forward) if compile else _training_forward
@@ -82,7 +90,8 @@ class TAFStep(nn.Module):
     def forward(
         self, clips: Tensor, labels: Tensor, generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
-        """Both losses of a batch, for one ``backward()``; drops into any trainer.
+        """Both losses of a batch, for one ``backward()``; drops into any trainer, and into
+        DistributedDataParallel (with ``broadcast_buffers=False``: a rank keeps its running statistics).
 
         Args:
             clips: [B,T,3,H,W] as the model takes them, or uint8 [B,T,H,W,3].
@@ -101,7 +110,9 @@ class TAFStep(nn.Module):
         x = self._input(clips, labels)
         outputs, clean = self._clean_pass(x)
         clean_loss, logits = _loss(self.model, outputs, labels), outputs[0]
-        adv_loss, counts = self._adversarial_loss(x, labels, logits.detach(), clean, generator)
+        logits = logits.detach()
+        chosen = _OnItsWayToTheHost(self._chosen(logits, labels))
+        adv_loss, counts = self._adversarial_loss(x, labels, logits, chosen, clean, generator)
         loss = self.alpha * clean_loss + (1 - self.alpha) * adv_loss
         return self._report(loss, clean_loss, adv_loss, logits, counts)
 
@@ -111,14 +122,19 @@ class TAFStep(nn.Module):
         """The lean form: runs the backwards itself, adding to the parameters' ``grad``.
 
         The clean backward comes before the attack, so that one graph is alive at a time. Same
-        arguments, result (``loss`` detached too) and gradients as ``forward`` with ``backward()``.
+        arguments, result (``loss`` detached too) and gradients as ``forward`` with ``backward()``. They are
+        this rank's: with several, average them before the optimiser's step.
         """
         x = self._input(clips, labels)
         outputs, clean = self._clean_pass(x)
-        clean_loss, logits = _loss(self.model, outputs, labels), outputs[0]
+        clean_loss, logits = _loss(self.model, outputs, labels), outputs[0].detach()
+        del outputs
+        # Which clips they are is known before the backward: a GPU is busy with that while the host, which
+        # has to know, reads it and prepares the attack.
+        chosen = _OnItsWayToTheHost(self._chosen(logits, labels))
         (self.alpha * clean_loss).backward()
-        logits, clean_loss = logits.detach(), clean_loss.detach()
-        adv_loss, counts = self._adversarial_loss(x, labels, logits, clean, generator)
+        clean_loss = clean_loss.detach()
+        adv_loss, counts = self._adversarial_loss(x, labels, logits, chosen, clean, generator)
         if adv_loss.requires_grad:
             ((1 - self.alpha) * adv_loss).backward()
         adv_loss = adv_loss.detach()
@@ -141,27 +157,38 @@ class TAFStep(nn.Module):
         x: Tensor,
         labels: Tensor,
         logits: Tensor,
+        chosen: "_OnItsWayToTheHost",
         clean: CleanForward,
         generator: torch.Generator | None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         targets = self.augment.attack_labels(logits, labels, generator)
-        rows = self._attacked_rows(logits, labels)
-        counts = {"attacked": torch.tensor(len(rows)), "failed": torch.tensor(0)}
-        if len(rows) == 0:
-            return logits.new_zeros(()), counts
-        chosen = None if len(rows) == len(x) else rows
-        x_adv, failed = self.augment.attack(self.model, x, targets, clean, chosen)
+        rows = chosen.get().nonzero().flatten()
+        attacked = len(rows)
+        counts = {"attacked": torch.tensor(attacked), "failed": torch.tensor(0)}
+        weight = _weight_among_ranks(attacked, x.device)
+        if attacked == 0:
+            return self._nothing_attacked(logits.new_zeros(())), counts
+        rows = rows.to(x.device)
+        x_adv, failed = self.augment.attack(
+            self.model, x, targets, clean, None if attacked == len(x) else rows
+        )
         if self._compiled:
             # The number of attacked clips changes from step to step: one graph is to serve them all.
             torch._dynamo.maybe_mark_dynamic(x_adv, 0)
         with adversarial_path(self.model):
             outputs, _ = self._adversarial(self.model, x_adv)
-        return _loss(self.model, outputs, labels[rows]), counts | {"failed": failed.sum()}
+        return weight * _loss(self.model, outputs, labels[rows]), counts | {"failed": failed.sum()}
 
-    def _attacked_rows(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def _chosen(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Whether to attack each clip, bool [B]."""
         correct = logits.argmax(1) == labels
         chosen = {"wrong": ~correct, "correct": correct, "all": torch.ones_like(correct)}
-        return chosen[self.composition].nonzero().flatten()
+        return chosen[self.composition]
+
+    def _nothing_attacked(self, zero: Tensor) -> Tensor:
+        """0, with a gradient of 0 for every adversarial parameter: for one without, DistributedDataParallel
+        would wait."""
+        return sum((0 * parameter.sum() for parameter in adversarial_parameters(self.model)), zero)
 
     @staticmethod
     def _report(loss, clean_loss, adv_loss, logits, counts) -> dict[str, Tensor]:
@@ -185,6 +212,33 @@ def _training_forward(model: nn.Module, x: Tensor) -> tuple[tuple[Tensor, ...], 
         # Last, so that the batch norms of this forward begin as those of the attack's do.
         outputs += (model.auxiliary_head(*parts),)
     return outputs, tuple(part.detach() for part in parts)
+
+
+class _OnItsWayToTheHost:
+    """A tensor's copy in the host's memory, for which only :meth:`get` waits."""
+
+    def __init__(self, tensor: Tensor):
+        self._copy = tensor.to("cpu", non_blocking=True)
+        self._copied = torch.cuda.current_stream(tensor.device).record_event() if tensor.is_cuda else None
+
+    def get(self) -> Tensor:
+        if self._copied is not None:
+            self._copied.synchronize()
+        return self._copy
+
+
+def _weight_among_ranks(count: int, device: torch.device) -> float | Tensor:
+    """What makes the mean over ranks of (weight * mean over a rank's ``count`` clips) the mean over the
+    clips of all ranks; 1 outside a process group."""
+    if _ranks() == 1:
+        return 1.0
+    total = torch.tensor(count, dtype=torch.float64, device=device)
+    dist.all_reduce(total)
+    return count * _ranks() / total
+
+
+def _ranks() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def _loss(model: nn.Module, outputs: tuple[Tensor, ...], labels: Tensor) -> Tensor:

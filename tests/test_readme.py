@@ -1,7 +1,6 @@
-"""What the README, the documentation and the examples show runs as shown."""
+"""What the README and the documentation show runs as shown."""
 
 import re
-import runpy
 from pathlib import Path
 
 import pytest
@@ -20,10 +19,3 @@ BLOCKS = [
 def test_block(page, block, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exec(compile(block, str(page), "exec"), {"__name__": page.stem})
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
-def test_example(path, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    runpy.run_path(str(path), run_name="__main__")
-    assert "attacked" in capsys.readouterr().out

@@ -31,6 +31,14 @@ def compare(stages, model, x, rows, generator, rtol=1e-9):
     torch.testing.assert_close(actual, expected, rtol=rtol, atol=rtol * expected.abs().max().item())
 
 
+@pytest.fixture(autouse=True)
+def uninitialised_memory_is_nan():
+    """Stand-ins have no values: where one counted, NaN shows it."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
 def stages_of(model):
     return model.stages if hasattr(model, "stages") else lambda clips: (model.features(clips),)
 
@@ -46,6 +54,27 @@ def test_equals_a_second_forward(generator, family, rows):
             nn.init.normal_(module.bias, 0, 0.3)
     x = torch.randn(4, 3, 3, 36, 44, generator=generator, dtype=torch.float64)
     compare(stages_of(model), model, x, None if rows is None else torch.tensor(rows), generator)
+
+
+@pytest.mark.parametrize("family", ["tsm", "gst", "gst_large", "tam", "tpn"])
+def test_through_the_batch_statistics(generator, family):
+    """Against autograd through the one forward that was recorded."""
+    torch.manual_seed(generator.initial_seed())
+    model = models.build(f"{family}_resnet18", 5, 3, dropout=0.0).double()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, -1.5, 1.5)
+            nn.init.normal_(module.bias, 0, 0.3)
+    x = torch.randn(4, 3, 3, 36, 44, generator=generator, dtype=torch.float64, requires_grad=True)
+    with Recording(keep_inputs=True) as recording:
+        outputs = stages_of(model)(x)
+    gradients = tuple(torch.randn(out.shape, generator=generator, dtype=torch.float64) for out in outputs)
+    (expected,) = torch.autograd.grad(outputs, x, gradients, retain_graph=True)
+    with running_statistics_untouched(model):
+        actual = Replay(stages_of(model), recording, x, None).gradient(gradients)
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9 * expected.abs().max().item())
+    recording.free()
+    assert not recording.tape and all(statistics.input is None for statistics in recording.calls)
 
 
 @pytest.mark.parametrize("name", ["tsm_resnet50", "gst_resnet50"])
@@ -154,6 +183,37 @@ def test_bfloat16_loses_no_more_than_a_second_forward(generator):
             assert replayed.dtype == dtype
             errors = [(g.double() - exact).norm().item() for g in (replayed, forwarded)]
     assert errors[0] <= 2 * errors[1] + 1e-3 * exact.norm()
+
+
+@pytest.mark.parametrize("coupled", [False, True])
+@pytest.mark.parametrize("family", ["tsm", "gst", "tam", "tpn"])
+def test_autocast_loses_no_more_than_autograd(generator, family, coupled):
+    """The same forward's gradient in bfloat16 by autograd, and by replay; float64 says how wrong they are."""
+    torch.manual_seed(generator.initial_seed())
+    model = models.build(f"{family}_resnet18", 5, 3, dropout=0.0)
+    x, found, exact = torch.randn(4, 3, 3, 64, 64, generator=generator), [], None
+    for dtype, autocast in ((torch.float64, False), (torch.float32, True)):
+        model, x = model.to(dtype), x.detach().to(dtype).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            with Recording(keep_inputs=coupled) as recording:
+                outputs = stages_of(model)(x)
+            if exact is None:
+                gradients = [torch.randn(out.shape, generator=generator).double() for out in outputs]
+            gradients = [g.to(out.dtype) for g, out in zip(gradients, outputs, strict=True)]
+            with running_statistics_untouched(model):
+                replayed = Replay(stages_of(model), recording, x, None).gradient(tuple(gradients))
+            if not coupled:
+                with FreezeStatistics(recording.calls):
+                    outputs = stages_of(model)(x)
+            (expected,) = torch.autograd.grad(outputs, x, gradients)
+        assert replayed.dtype == expected.dtype == dtype
+        if exact is None:
+            exact = expected
+            torch.testing.assert_close(replayed, exact, rtol=1e-9, atol=1e-9 * exact.abs().max().item())
+        else:
+            assert outputs[0].dtype == torch.bfloat16
+            found = [(g.double() - exact).norm().item() for g in (replayed, expected)]
+    assert found[0] <= 1.2 * found[1]
 
 
 @pytest.mark.parametrize(

@@ -117,6 +117,39 @@ def test_a_clip_without_a_finite_attack_loss_stays_and_is_counted(generator, clo
     assert step(x, labels)["failed"] == 0
 
 
+def test_fifty_steps_of_training(generator):
+    """The losses and the weights that the textbook's steps lead to."""
+    net, _, _ = make(generator)
+    clean, adversarial = copy.deepcopy(net), copy.deepcopy(net)
+    share_all_but_batch_norm(clean, adversarial)
+    twins = [p for name in ("bn1", "bn2") for p in adversarial.get_submodule(name).parameters()]
+    step = TAFStep(add_adversarial_bn(net), TemporalAugment(**ATTACK, label="true"), 0.7, compile=False)
+    expected = torch.optim.SGD([*clean.parameters(), *twins], lr=0.02, momentum=0.9)
+    actual = torch.optim.SGD(net.parameters(), lr=0.02, momentum=0.9, fused=True)
+    batches = [clips_in_range(net, 6, 4, 9, generator) for _ in range(3)]
+    attacked = []
+    for index in range(50):
+        x, labels = batches[index % 3], torch.arange(6) % 5
+        with torch.no_grad():
+            rows = (copy.deepcopy(clean)(x).argmax(1) != labels).nonzero().flatten().tolist()
+        attacked.append(len(rows))
+        expected.zero_grad(), actual.zero_grad()
+        if rows:
+            loss, *_ = taf_losses(
+                clean, adversarial, x, labels, labels, rows, 0.7, attack_bn="frozen", **ATTACK
+            )
+        else:
+            loss = 0.7 * F.cross_entropy(clean(x), labels) + sum(0 * twin.sum() for twin in twins)
+        loss.backward()
+        out = step.accumulate_grads(x, labels)
+        assert out["attacked"] == len(rows)
+        torch.testing.assert_close(out["loss"], loss.detach(), rtol=1e-6, atol=1e-9)
+        expected.step(), actual.step()
+    assert len(set(attacked)) > 2
+    for name, parameter in clean.named_parameters():
+        torch.testing.assert_close(net.get_parameter(name), parameter, rtol=1e-5, atol=1e-8)
+
+
 def test_label_of_the_attack_follows_the_generator(generator):
     net, x, labels = make(generator)
     step = TAFStep(add_adversarial_bn(net), TemporalAugment(), composition="all", compile=False)
@@ -194,7 +227,7 @@ def test_compiled_equals_eager_and_compiles_a_bounded_number_of_times(generator)
     assert seen[-1] <= 4 and seen[-1] == seen[4]
 
 
-def test_errors(generator):
+def test_errors(generator, monkeypatch):
     net, x, labels = make(generator)
     augment = TemporalAugment()
     with pytest.raises(ValueError, match="add_adversarial_bn"):
@@ -205,6 +238,11 @@ def test_errors(generator):
             TAFStep(net, augment, alpha=alpha)
     with pytest.raises(ValueError, match="composition must be one of wrong, all, correct, got 'both'"):
         TAFStep(net, augment, composition="both")
+    monkeypatch.setattr("taf_fast.step._ranks", lambda: 2)
+    with pytest.raises(ValueError, match="SyncBatchNorm"):
+        synchronised = torch.nn.SyncBatchNorm.convert_sync_batchnorm(make(generator)[0])
+        TAFStep(add_adversarial_bn(synchronised), augment)
+    monkeypatch.undo()
     step = TAFStep(net, augment, compile=False)
     bad, before = x.clone(), copy.deepcopy(net.state_dict())
     bad[4, 0, 0, 0, 0] = float("nan")

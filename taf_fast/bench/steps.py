@@ -1,7 +1,7 @@
 """The steps of a model side by side: plain, naive, and this package's at given shares of attacked clips."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +12,14 @@ from taf_fast.augment import TemporalAugment
 from taf_fast.bench.measure import interleaved_seconds, matrix_flops, operations_by_time, peak_bytes
 from taf_fast.bench.naive import NaiveStep
 from taf_fast.dual_batch_norm import add_adversarial_bn
+from taf_fast.memory_format import channels_last
+from taf_fast.precision import autocast
 from taf_fast.step import PlainStep, TAFStep
 
 CLASSES = 174
+#: The step as fine-tuning takes it; with one backward, for other trainers; with the attack's gradient through
+#: the batch statistics; as written from the paper.
+VARIANTS = ("taf_fast", "one backward", "through batch statistics", "naive")
 
 
 class FixedShare(TAFStep):
@@ -24,8 +29,23 @@ class FixedShare(TAFStep):
         super().__init__(model, augment, compile=compile)
         self.attacked = attacked
 
-    def _attacked_rows(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return torch.arange(self.attacked, device=labels.device)
+    def _chosen(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return torch.arange(len(labels), device=labels.device) < self.attacked
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """How every step runs: ``compile`` concerns this package's steps, the plain one among them;
+    ``precision`` is as in :mod:`taf_fast.precision`; ``channels_last`` lays out clips and weights so."""
+
+    device: torch.device
+    compile: bool = False
+    precision: str = "float32"
+    channels_last: bool = True
+
+    def describe(self) -> str:
+        names = {"channels_last": self.channels_last, "compiled": self.compile}
+        return ", ".join([self.precision, *(name for name, on in names.items() if on)])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,69 +73,100 @@ class Costs:
     profile: str | None
 
 
+class _OneBackward(nn.Module):
+    """A step in the form for other trainers, with one backward at its end."""
+
+    def __init__(self, step: TAFStep):
+        super().__init__()
+        self.model, self.step = step.model, step
+
+    def accumulate_grads(self, clips: Tensor, labels: Tensor) -> None:
+        self.step(clips, labels)["loss"].backward()
+
+
 def measure_steps(
     name: str,
     num_segments: int,
     size: int,
     batch_size: int,
-    device: torch.device,
-    compile: bool = False,
+    setting: Setting,
     shares: Iterable[float] = (0.0, 0.2, 1.0),
     steps: Iterable[int] = (1,),
     repeats: int = 5,
     profile: bool = False,
+    variants: Iterable[str] = ("taf_fast", "naive"),
 ) -> Costs:
     """Time all steps in turn, and take the peak memory of each.
 
     Args:
         name, num_segments: see :func:`taf_fast.models.build`.
         size: side of the frames in pixels. Clips are random: times do not depend on what they show.
-        compile: this package's steps and the plain one compiled, and the naive one also.
+        setting: where ``compile`` is on, the naive step is timed compiled too.
         shares: of attacked clips, in [0,1], rounded to whole clips.
         steps: attack steps, K.
         repeats: timed rounds.
         profile: also profile a step.
+        variants: beside the plain step, of :data:`VARIANTS`.
     """
-    clips = torch.randn(batch_size, num_segments, 3, size, size, device=device)
+    device = setting.device
+    clips = torch.randn(batch_size, num_segments, size, size, 3, device=device).movedim(-1, 2)
+    clips = clips if setting.channels_last else clips.contiguous()
     labels = torch.randint(0, CLASSES, (batch_size,), device=device)
 
-    def fresh(dual: bool = True) -> nn.Module:
+    def fresh() -> nn.Module:
         model = models.build(name, CLASSES, num_segments).to(device).train()
-        return add_adversarial_bn(model) if dual else model
+        return channels_last(model) if setting.channels_last else model
 
-    variants: dict[tuple[str, float, int], tuple[nn.Module, float]] = {
-        ("plain", 0.0, 0): (PlainStep(fresh(dual=False), compile=compile), 3.0)
+    measured: dict[tuple[str, float, int], tuple[nn.Module, float]] = {
+        ("plain", 0.0, 0): (PlainStep(fresh(), setting.compile), 3.0)
     }
     for share in shares:
         attacked = round(share * batch_size)
         p = attacked / batch_size
         for k in steps if attacked else (1,):
-            # Each further step forwards the chosen clips and goes back to their pixels.
-            ours = FixedShare(fresh(), attacked, TemporalAugment(steps=k), compile)
-            variants["taf_fast", p, k] = ours, 3 + 4 * p + 2 * p * (k - 1)
-            if attacked:
-                naive = 6 + 3 * p + 3 * (k - 1)
-                variants["naive", p, k] = NaiveStep(fresh(), attacked, k), naive
-                if compile:
-                    variants["naive, compiled", p, k] = NaiveStep(fresh(), attacked, k, compile=True), naive
+            for variant in variants:
+                for row in _steps(variant, fresh, attacked, p, k, setting.compile):
+                    measured[row[0], p, k] = row[1:]
 
     def call(step: nn.Module):
         step.model.zero_grad(set_to_none=True)
-        step.accumulate_grads(clips, labels)
+        with autocast(device, setting.precision):
+            step.accumulate_grads(clips, labels)
 
-    calls = {key: (lambda step=step: call(step)) for key, (step, _) in variants.items()}
+    calls = {key: (lambda step=step: call(step)) for key, (step, _) in measured.items()}
     seconds = interleaved_seconds(calls, repeats, device)
     rows = []
-    for key, (step, forwards) in variants.items():
+    for key, (step, forwards) in measured.items():
         step.model.zero_grad(set_to_none=True)  # not among what the call allocates
         peak = _resident(step.model) + peak_bytes(calls[key], device)
         rows.append(StepCost(*key, seconds[key], peak, forwards))
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        variants["plain", 0.0, 0][0].model(clips)
-    last = [key for key in variants if key[0] == "taf_fast"][-1]
+        measured["plain", 0.0, 0][0].model(clips)
+    last = [key for key in measured if key[0] != "naive"][-1]
     operations = operations_by_time(calls[last], device) if profile else None
-    rate = matrix_flops(device, torch.float32)
+    rate = matrix_flops(device, getattr(torch, setting.precision))
     return Costs(rows, counter.get_total_flops(), rate, batch_size, operations)
+
+
+def _steps(
+    variant: str, fresh: Callable[[], nn.Module], attacked: int, p: float, k: int, compile: bool
+) -> Iterator[tuple[str, nn.Module, float]]:
+    """Names, steps and their forwards of a variant; none that would be the plain step."""
+    if variant == "naive":
+        if attacked:
+            forwards = 6 + 3 * p + 3 * (k - 1)
+            yield variant, NaiveStep(add_adversarial_bn(fresh()), attacked, k), forwards
+            if compile:
+                step = NaiveStep(add_adversarial_bn(fresh()), attacked, k, compile=True)
+                yield f"{variant}, compiled", step, forwards
+        return
+    through = variant == "through batch statistics"
+    augment = TemporalAugment(steps=k, attack_bn="batch" if through else "frozen")
+    step = FixedShare(add_adversarial_bn(fresh()), attacked, augment, compile)
+    # The attack goes back to the pixels of its clips, of all clips through batch statistics; each further
+    # step forwards them before.
+    pixels = (1 if through and attacked else p) * (2 * k - 1)
+    yield variant, _OneBackward(step) if variant == "one backward" else step, 3 + 3 * p + pixels
 
 
 def _resident(model: nn.Module) -> int:

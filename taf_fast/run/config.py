@@ -10,6 +10,7 @@ import yaml
 from taf_fast import models
 from taf_fast.augment import TemporalAugment
 from taf_fast.data import TrainingView
+from taf_fast.precision import PRECISIONS
 from taf_fast.step import COMPOSITIONS
 
 
@@ -32,7 +33,8 @@ class FinetuneConfig:
     sampling, crop, flip, swap and colour those of :class:`taf_fast.data.TrainingView`.
     ``dataset`` is the format the data must be in; None for whichever they are in. ``class_order`` is the
     checkpoint's: "alphabetical" as here, or "raw" as in the labels file of Something-Something V1.
-    ``dropout`` None is the model family's.
+    ``dropout`` None is the model family's. ``precision`` is that of training steps;
+    evaluation is in float32.
     Defaults: the paper's protocol for TSM on Something-Something.
     """
 
@@ -71,6 +73,7 @@ class FinetuneConfig:
     seed: int = 0
     device: str = "cpu"
     compile: bool = False
+    precision: str = "float32"
     threads: int = 2
     checkpoint_every: int = 200
     quarantine_limit: float = 0.1
@@ -95,6 +98,7 @@ class FinetuneConfig:
         require(self.dropout is None or 0 <= self.dropout < 1, "dropout", "in [0,1), or none")
         require(0 <= self.alpha <= 1, "alpha", "between 0 and 1")
         require(self.composition in COMPOSITIONS, "composition", f"one of {', '.join(COMPOSITIONS)}")
+        require(self.precision in PRECISIONS, "precision", f"one of {', '.join(PRECISIONS)}")
         require(0 <= self.quarantine_limit <= 1, "quarantine_limit", "a fraction between 0 and 1")
         require(
             self.num_frames is None or self.num_frames <= self.num_segments,

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from taf_fast.data import ClipLoader, DataError, Manifest, read_dataset, scan
 from taf_fast.dual_batch_norm import add_adversarial_bn, strip_adversarial_bn
+from taf_fast.memory_format import channels_last
+from taf_fast.precision import autocast
 from taf_fast.run.checkpoint import ModelInfo, load_state, save_state, save_weights
 from taf_fast.run.config import FinetuneConfig, RunError
 from taf_fast.run.evaluate import Evaluation, evaluate
@@ -87,7 +89,7 @@ class _Run:
         self.validation = self._loader(validation, train=False)
         if config.method == "taf":
             add_adversarial_bn(self.model)
-        self.model.to(self.device).train()
+        channels_last(self.model.to(self.device)).train()
         self.optimizer = self._build_optimizer()
         self.attack_generator = torch.Generator(self.device).manual_seed(config.seed)
         self.step = self._build_step()
@@ -172,10 +174,9 @@ class _Run:
         started = time.perf_counter()
         clips, labels = clips.to(self.device), labels.to(self.device)
         self.optimizer.zero_grad()
-        if self.config.method == "taf":
-            out = self.step.accumulate_grads(clips, labels, self.attack_generator)
-        else:
-            out = self.step.accumulate_grads(clips, labels)
+        attack = (self.attack_generator,) if self.config.method == "taf" else ()
+        with autocast(self.device, self.config.precision):
+            out = self.step.accumulate_grads(clips, labels, *attack)
         # Without a limit the norm is still measured.
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_grad or math.inf)
         correct = (out.pop("logits").argmax(1) == labels).sum()

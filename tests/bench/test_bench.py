@@ -10,7 +10,7 @@ from run_command import error_of, output_of
 from taf_fast import TemporalAugment, add_adversarial_bn, models
 from taf_fast.bench.measure import interleaved_seconds, matrix_flops, peak_bytes
 from taf_fast.bench.naive import NaiveStep
-from taf_fast.bench.steps import FixedShare, measure_steps
+from taf_fast.bench.steps import VARIANTS, FixedShare, Setting, measure_steps
 
 CPU = torch.device("cpu")
 
@@ -41,13 +41,24 @@ def test_the_naive_step_is_taf_too(generator, name, steps):
 
 def test_all_steps_are_measured():
     costs = measure_steps(
-        "tsm_resnet18", 2, 96, 5, CPU, shares=(0.0, 0.5, 1.0), steps=(1, 3), repeats=1, profile=True
+        "tsm_resnet18",
+        2,
+        96,
+        5,
+        Setting(CPU),
+        shares=(0.0, 0.5, 1.0),
+        steps=(1, 3),
+        repeats=1,
+        profile=True,
+        variants=("taf_fast", "naive", "one backward"),
     )
     keys = [(row.name, row.share, row.steps) for row in costs.rows]
+    names = ("taf_fast", "naive", "one backward")
     assert keys == [
         ("plain", 0.0, 0),
         ("taf_fast", 0.0, 1),
-        *((name, share, k) for share in (0.4, 1.0) for k in (1, 3) for name in ("taf_fast", "naive")),
+        ("one backward", 0.0, 1),
+        *((name, share, k) for share in (0.4, 1.0) for k in (1, 3) for name in names),
     ]
     assert all(row.seconds > 0 for row in costs.rows)
     forwards = {key: row.forwards for key, row in zip(keys, costs.rows, strict=True)}
@@ -55,8 +66,23 @@ def test_all_steps_are_measured():
     assert forwards["taf_fast", 0.4, 1] == pytest.approx(4.6)
     # The clean backward comes before the adversarial forward: never two graphs, as the naive step has.
     memory = {key: row.bytes for key, row in zip(keys, costs.rows, strict=True)}
-    assert memory["plain", 0.0, 0] < memory["taf_fast", 1.0, 1] < memory["naive", 1.0, 1]
+    assert memory["plain", 0.0, 0] < memory["taf_fast", 1.0, 1] < memory["one backward", 1.0, 1]
+    assert memory["one backward", 1.0, 1] < memory["naive", 1.0, 1]
     assert "aten::convolution_backward" in costs.profile and costs.clips == 5
+
+
+def test_further_variants_in_bfloat16():
+    setting = Setting(CPU, precision="bfloat16", channels_last=False)
+    costs = measure_steps("tsm_resnet18", 2, 96, 4, setting, (0.5,), (1, 3), 1, variants=VARIANTS[:3])
+    forwards = {(row.name, row.steps): row.forwards for row in costs.rows[1:]}
+    assert forwards == {
+        ("taf_fast", 1): 5,
+        ("taf_fast", 3): 7,
+        ("one backward", 1): 5,
+        ("one backward", 3): 7,
+        ("through batch statistics", 1): 5.5,
+        ("through batch statistics", 3): 9.5,
+    }
 
 
 def test_peak_memory_and_time():
@@ -75,11 +101,15 @@ def test_peak_memory_and_time():
 def test_command(capsys, monkeypatch):
     small = ["--model", "tsm_resnet18", "--size", 32, "--num-segments", 2, "--batch-size", 4, "--repeats", 1]
     printed = output_of(capsys, monkeypatch, "bench", *small, "--device", "cpu", "--share", 0.5, "--profile")
-    assert "tsm_resnet18, 4 clips of 2 x 32 pixels, CPU" in printed and "over plain" in printed
+    assert (
+        "tsm_resnet18, 4 clips of 2 x 32 pixels, float32, channels_last, CPU" in printed
+        and "over plain" in printed
+    )
     assert "naive" in printed and "50%" in printed and "convolution_backward" in printed
     for wrong, message in (
         (["--model", "tsn"], "model must be one of"),
         (["--share", 1.5], "share must be between 0 and 1"),
         (["--repeats", 0], "must be at least 1"),
+        (["--precision", "float16"], "precision must be one of float32, bfloat16, got 'float16'"),
     ):
         assert message in error_of(capsys, monkeypatch, "bench", *small, *wrong, "--device", "cpu")

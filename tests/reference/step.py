@@ -8,9 +8,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 def taf_losses(clean_model, adversarial_model, x, labels, targets, rows, alpha, **options):
     """The two models share every parameter but the batch norms'. -> loss, clean loss, adversarial loss."""
     x_adv, certain = attack(clean_model, x, targets, rows, **options)
+    return *losses_at(clean_model, adversarial_model, x, x_adv, labels, rows, alpha), certain
+
+
+def losses_at(clean_model, adversarial_model, x, x_adv, labels, rows, alpha):
     clean_loss = F.cross_entropy(clean_model(x), labels)
     adv_loss = F.cross_entropy(adversarial_model(x_adv), labels[rows])
-    return alpha * clean_loss + (1 - alpha) * adv_loss, clean_loss, adv_loss, certain
+    return alpha * clean_loss + (1 - alpha) * adv_loss, clean_loss, adv_loss
 
 
 def share_all_but_batch_norm(model, other):

@@ -35,7 +35,7 @@ def frozen_copy(model, x):
     seen, hooks = {}, []
 
     def remember(norm, args):
-        (value,) = args
+        value = args[0].to(norm.weight.dtype)  # autocast hands over bfloat16
         axes = [d for d in range(value.dim()) if d != 1]
         seen[norm] = value.mean(axes), value.var(axes, unbiased=False)
 
