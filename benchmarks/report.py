@@ -1,6 +1,7 @@
-"""From the JSON of test_ops.py to benchmarks/results/<device>-<date>.json and a Markdown table.
+"""From the JSON of test_ops.py, test_steps.py and test_switches.py to benchmarks/results/<device>-<date>.json
+and Markdown tables.
 
-python benchmarks/report.py run.json
+python benchmarks/report.py run.json [another.json ...]
 """
 
 import datetime
@@ -9,6 +10,7 @@ import platform
 import re
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -17,6 +19,7 @@ import triton
 RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parents[1]
 CLOCKS = ("driver_version", "clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem", "power.limit")
+KINDS = {"rows": "variant", "steps": "steps", "switches": "switches", "sgd": "sgd"}  # by a key only they have
 
 
 def output_of(*command: str) -> str | None:
@@ -43,37 +46,103 @@ def environment() -> dict:
     }
 
 
-def table(rows: list[dict]) -> str:
-    lines = [
-        "| case | us, p20 / p50 / p80 | GB/s | of a copy | against eager | against compiled |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        if row["variant"] != "taf_fast":
-            continue
-        spread = " / ".join(f"{row['microseconds'][p]:.1f}" for p in ("p20", "p50", "p80"))
-        copy = f"{row['against_copy']:.0%}" if "against_copy" in row else ""
-        ratios = (f"{row[key]:.2f}x" if key in row else "" for key in ("against_eager", "against_compiled"))
-        cells = (row["case"], spread, f"{row['gigabytes_per_second']:.1f}", copy, *ratios)
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+def markdown(columns: str, rows: Iterable[tuple[str, ...]]) -> str:
+    ruler = "---|" * len(columns.split("|"))
+    return "\n".join([f"| {columns} |", f"|{ruler}", *(f"| {' | '.join(row)} |" for row in rows)])
 
 
-def main(path: str) -> None:
-    benchmarks = json.loads(Path(path).read_text(encoding="utf-8"))["benchmarks"]
-    rows = [
+def shown(row: dict, key: str, form: str) -> str:
+    """Empty where a row has no such value."""
+    return form.format(row[key]) if key in row else ""
+
+
+def ops_table(rows: list[dict]) -> str:
+    return markdown(
+        "case | us, p20 / p50 / p80 | GB/s | of a copy | against eager | against compiled",
+        (
+            (
+                row["case"],
+                " / ".join(f"{row['microseconds'][p]:.1f}" for p in ("p20", "p50", "p80")),
+                f"{row['gigabytes_per_second']:.1f}",
+                shown(row, "against_copy", "{:.0%}"),
+                shown(row, "against_eager", "{:.2f}x"),
+                shown(row, "against_compiled", "{:.2f}x"),
+            )
+            for row in rows
+            if row["variant"] == "taf_fast"
+        ),
+    )
+
+
+def steps_table(case: dict) -> str:
+    # Forwards per millisecond, if all were as fast as a large matrix product.
+    rate = case["matrix_flops"] / case["forward_flops"] / 1000
+    return markdown(
+        "step | attacked | ms / step | clips / s | over plain | by forwards | memory | of matmul "
+        "| against naive",
+        (
+            (
+                row["step"],
+                f"{row['share']:.0%}" if "over_plain" in row else "",
+                f"{row['milliseconds']:.1f}",
+                f"{row['clips_per_second']:.1f}",
+                shown(row, "over_plain", "{:+.0%}"),
+                shown(row, "over_plain_by_forwards", "{:+.0%}"),
+                shown(row, "memory_against_plain", "{:.2f}x") or f"{row['bytes'] / 2**30:.2f} GiB",
+                f"{row['forwards'] / row['milliseconds'] / rate:.0%}",
+                shown(row, "against_naive", "{:.2f}x"),
+            )
+            for row in case["steps"]
+        ),
+    )
+
+
+def switches_table(case: dict) -> str:
+    first = case["switches"][0]["setting"]
+    return markdown(
+        f"step | setting | ms / step | clips / s | against {first} | over plain",
+        (
+            (
+                row["step"],
+                row["setting"],
+                f"{row['milliseconds']:.1f}",
+                f"{row['clips_per_second']:.1f}",
+                f"{row['against_first']:.2f}x",
+                f"{row['over_plain']:+.0%}" if row["step"] != "plain" else "",
+            )
+            for row in case["switches"]
+        ),
+    )
+
+
+def sgd_table(case: dict) -> str:
+    return markdown(
+        "SGD | ms | of a plain step",
+        (
+            (row["implementation"], f"{row['milliseconds']:.2f}", f"{row['of_plain_step']:.1%}")
+            for row in case["sgd"]
+        ),
+    )
+
+
+def main(*paths: str) -> None:
+    entries = [
         {"case": entry["group"], **entry["extra_info"]}
-        for entry in benchmarks
-        if "variant" in entry["extra_info"]
+        for path in paths
+        for entry in json.loads(Path(path).read_text(encoding="utf-8"))["benchmarks"]
     ]
+    results = {kind: [entry for entry in entries if key in entry] for kind, key in KINDS.items()}
     about = environment()
     name = re.sub(r"[^a-z0-9]+", "-", about["device"].lower()).strip("-")
     target = RESULTS / f"{name}-{about['date'][:10]}.json"
     target.parent.mkdir(exist_ok=True)
-    target.write_text(json.dumps({"environment": about, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+    target.write_text(json.dumps({"environment": about, **results}, indent=1) + "\n", encoding="utf-8")
     print(", ".join(f"{key} {value}" for key, value in about.items() if value is not None))
-    print()
-    print(table(rows))
+    if results["rows"]:
+        print(f"\n{ops_table(results['rows'])}")
+    for kind, table in (("steps", steps_table), ("switches", switches_table), ("sgd", sgd_table)):
+        for case in results[kind]:
+            print(f"\n{case['case']}\n\n{table(case)}")
     print(f"\nwritten: {target.relative_to(ROOT)}")
 
 

@@ -11,7 +11,8 @@ def channels_last(model: nn.Module) -> nn.Module:
 
     As ``model.to(memory_format=torch.channels_last)``, which refuses models that have both 2D and 3D
     convolutions, as GST and TPN. Values and keys stay; results differ by rounding. Clips should be laid
-    out alike: uint8 frames [B,T,H,W,3] are. An optimiser may be built before or after.
+    out alike: uint8 frames [B,T,H,W,3] are. Call it before an optimiser's first step: its momentum has
+    the layout the weights had then.
 
     Returns:
         ``model``.

@@ -134,7 +134,7 @@ def measure_steps(
             step.accumulate_grads(clips, labels)
 
     calls = {key: (lambda step=step: call(step)) for key, (step, _) in measured.items()}
-    seconds = interleaved_seconds(calls, repeats, device)
+    seconds = timed(calls, repeats, device)
     rows = []
     for key, (step, forwards) in measured.items():
         step.model.zero_grad(set_to_none=True)  # not among what the call allocates
@@ -146,6 +146,15 @@ def measure_steps(
     operations = operations_by_time(calls[last], device) if profile else None
     rate = matrix_flops(device, getattr(torch, setting.precision))
     return Costs(rows, counter.get_total_flops(), rate, batch_size, operations)
+
+
+def timed(calls: dict, repeats: int, device: torch.device) -> dict:
+    """:func:`taf_fast.bench.measure.interleaved_seconds` of steps, of which some may be compiled."""
+    # They compile the same functions: one too many would quietly be timed as it is in eager mode; and what
+    # another size has left would make a size dynamic.
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(recompile_limit=64, fail_on_recompile_limit_hit=True):
+        return interleaved_seconds(calls, repeats, device)
 
 
 def _steps(

@@ -1,0 +1,95 @@
+"""A training step of every model: plain, this package's in its variants, and TAF as written from the paper.
+
+    pytest benchmarks/test_steps.py -k "tsm and K1" --benchmark-json=run.json
+    python benchmarks/report.py run.json
+
+The steps of a test are timed in turn, so that each ratio is against a step of the same run. They stand in
+extra_info, while pytest-benchmark's own table shows how long the measuring took. Timings never decide a test.
+REPEATS in the environment is the number of timed rounds.
+"""
+
+import dataclasses
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from taf_fast.bench.steps import VARIANTS, Costs, Setting, measure_steps
+
+CUDA = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if CUDA else "cpu")
+SIZES = [(B, T) for B in (8, 32, 64) for T in (8, 16)] if CUDA else [(10, 8)]
+MODELS = [f"{family}_resnet50" for family in ("tsm", "gst", "tam", "tpn")]
+CASES = [(name, 224 if CUDA else 64, True) for name in MODELS]  # model, pixels, channels_last
+if not CUDA:
+    CASES += [("tsm_resnet50", 64, False), ("tsm_resnet18", 112, True)]
+SHARES = {1: (0.0, 0.1, 0.2, 1.0), 3: (0.2, 1.0)}  # by K
+REPEATS = int(os.environ.get("REPEATS", 5))
+
+
+def measure(name: str, pixels: int, size: tuple[int, int], setting: Setting, k: int) -> Costs:
+    clips, frames = size
+
+    def with_variants(variants: tuple[str, ...]) -> Costs:
+        return measure_steps(
+            name, frames, pixels, clips, setting, SHARES[k], (k,), REPEATS, variants=variants
+        )
+
+    variants = VARIANTS if name.startswith("tsm") else ("taf_fast", "naive")
+    try:
+        return with_variants(variants)
+    except torch.OutOfMemoryError:
+        pass  # here, for the exception holds the memory of the step that had not enough
+    return with_variants(variants[:-1])  # the naive step, with several graphs at a time, needs the most
+
+
+def rows(costs: Costs) -> Iterator[dict]:
+    plain = costs.rows[0]
+    for row in costs.rows:
+        values = {
+            "step": row.name,
+            "share": row.share,
+            "attack_steps": row.steps,
+            "milliseconds": 1000 * row.seconds,
+            "clips_per_second": costs.clips / row.seconds,
+            "bytes": row.bytes,
+            "forwards": row.forwards,
+        }
+        if row is not plain:
+            values["over_plain"] = row.seconds / plain.seconds - 1
+            values["over_plain_by_forwards"] = row.forwards / plain.forwards - 1
+            values["memory_against_plain"] = row.bytes / plain.bytes
+        naive = [
+            other.seconds
+            for other in costs.rows
+            if other.name.startswith("naive") and (other.share, other.steps) == (row.share, row.steps)
+        ]
+        if naive:  # how many times as fast as that, compiled where this is faster
+            values["against_naive"] = min(naive) / row.seconds
+        yield values
+
+
+def label(case: tuple[str, int, bool]) -> str:
+    name, pixels, channels_last = case
+    return f"{name}-{pixels}px-{'channels_last' if channels_last else 'contiguous'}"
+
+
+@pytest.mark.parametrize("size", SIZES, ids=[f"B{B}-T{T}" for B, T in SIZES])
+@pytest.mark.parametrize("case", CASES, ids=label)
+@pytest.mark.parametrize("k", SHARES, ids=[f"K{k}" for k in SHARES])
+def test_step(benchmark, k, case, size):
+    (name, pixels, channels_last), (clips, frames) = case, size
+    setting = Setting(DEVICE, CUDA, "bfloat16" if CUDA else "float32", channels_last)
+    benchmark.group = f"{name}, {clips} clips of {frames} x {pixels} pixels, {setting.describe()}, K={k}"
+    costs = benchmark.pedantic(measure, (name, pixels, size, setting, k), rounds=1, iterations=1)
+    benchmark.extra_info |= {
+        "model": name,
+        "pixels": pixels,
+        "clips": clips,
+        "frames": frames,
+        "setting": dataclasses.asdict(setting) | {"device": str(DEVICE), "threads": torch.get_num_threads()},
+        "forward_flops": costs.forward_flops,
+        "matrix_flops": costs.matrix_flops,
+        "steps": list(rows(costs)),
+    }
