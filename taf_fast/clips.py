@@ -19,11 +19,12 @@ def to_model_input(model: nn.Module, clips: Tensor) -> Tensor:
     if clips.dtype == torch.uint8:
         if clips.dim() != 5 or clips.shape[-1] != 3:
             raise ValueError(f"expected uint8 clips of shape [B,T,H,W,3], got {list(clips.shape)}")
-        pixels = clips.movedim(-1, -3).to(torch.get_default_dtype()) / 255
+        pixels = clips.movedim(-1, -3)
         if not _is_normalised(model):
-            return pixels
-        mean, std = (_channels(v, pixels.dtype, pixels).view(3, 1, 1) for v in (model.mean, model.std))
-        return (pixels - mean) / std
+            return pixels / 255
+        dtype = torch.get_default_dtype()
+        mean, std = (255 * _channels(v, dtype, clips).view(3, 1, 1) for v in (model.mean, model.std))
+        return (pixels - mean).div_(std)  # two passes over a batch that no cache holds
     if not clips.is_floating_point() or clips.dim() != 5:
         raise ValueError(
             "expected clips as floats [B,T,3,H,W] or uint8 [B,T,H,W,3], "

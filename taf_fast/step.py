@@ -111,7 +111,7 @@ class TAFStep(nn.Module):
         outputs, clean = self._clean_pass(x)
         clean_loss, logits = _loss(self.model, outputs, labels), outputs[0]
         logits = logits.detach()
-        chosen = _OnItsWayToTheHost(self._chosen(logits, labels))
+        chosen = _Chosen(self._chosen(logits, labels))
         adv_loss, counts = self._adversarial_loss(x, labels, logits, chosen, clean, generator)
         loss = self.alpha * clean_loss + (1 - self.alpha) * adv_loss
         return self._report(loss, clean_loss, adv_loss, logits, counts)
@@ -129,9 +129,9 @@ class TAFStep(nn.Module):
         outputs, clean = self._clean_pass(x)
         clean_loss, logits = _loss(self.model, outputs, labels), outputs[0].detach()
         del outputs
-        # Which clips they are is known before the backward: a GPU is busy with that while the host, which
-        # has to know, reads it and prepares the attack.
-        chosen = _OnItsWayToTheHost(self._chosen(logits, labels))
+        # Which clips these are is known before the backward: a GPU is busy with that while the host reads how
+        # many they are and prepares the attack.
+        chosen = _Chosen(self._chosen(logits, labels))
         (self.alpha * clean_loss).backward()
         clean_loss = clean_loss.detach()
         adv_loss, counts = self._adversarial_loss(x, labels, logits, chosen, clean, generator)
@@ -157,18 +157,17 @@ class TAFStep(nn.Module):
         x: Tensor,
         labels: Tensor,
         logits: Tensor,
-        chosen: "_OnItsWayToTheHost",
+        chosen: "_Chosen",
         clean: CleanForward,
         generator: torch.Generator | None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         targets = self.augment.attack_labels(logits, labels, generator)
-        rows = chosen.get().nonzero().flatten()
+        weight = _weight_among_ranks(chosen.count)
+        rows = chosen.rows()
         attacked = len(rows)
         counts = {"attacked": torch.tensor(attacked), "failed": torch.tensor(0)}
-        weight = _weight_among_ranks(attacked, x.device)
         if attacked == 0:
             return self._nothing_attacked(logits.new_zeros(())), counts
-        rows = rows.to(x.device)
         x_adv, failed = self.augment.attack(
             self.model, x, targets, clean, None if attacked == len(x) else rows
         )
@@ -177,7 +176,8 @@ class TAFStep(nn.Module):
             torch._dynamo.maybe_mark_dynamic(x_adv, 0)
         with adversarial_path(self.model):
             outputs, _ = self._adversarial(self.model, x_adv)
-        return weight * _loss(self.model, outputs, labels[rows]), counts | {"failed": failed.sum()}
+        loss = _loss(self.model, outputs, labels[rows])
+        return (weight * loss).to(loss.dtype), counts | {"failed": failed.sum()}
 
     def _chosen(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Whether to attack each clip, bool [B]."""
@@ -214,25 +214,29 @@ def _training_forward(model: nn.Module, x: Tensor) -> tuple[tuple[Tensor, ...], 
     return outputs, tuple(part.detach() for part in parts)
 
 
-class _OnItsWayToTheHost:
-    """A tensor's copy in the host's memory, for which only :meth:`get` waits."""
+class _Chosen:
+    """The clips where a bool [B] is true. Their ``count`` is on its way from the device to the host from the
+    beginning; only :meth:`rows` waits for it."""
 
-    def __init__(self, tensor: Tensor):
-        self._copy = tensor.to("cpu", non_blocking=True)
-        self._copied = torch.cuda.current_stream(tensor.device).record_event() if tensor.is_cuda else None
+    def __init__(self, chosen: Tensor):
+        self.count = chosen.sum()
+        self._chosen_first = chosen.int().argsort(descending=True, stable=True)
+        self._on_host = self.count.to("cpu", non_blocking=True)
+        self._copied = torch.cuda.current_stream(chosen.device).record_event() if chosen.is_cuda else None
 
-    def get(self) -> Tensor:
+    def rows(self) -> Tensor:
+        """int64 [count], ascending."""
         if self._copied is not None:
             self._copied.synchronize()
-        return self._copy
+        return self._chosen_first[: int(self._on_host)]
 
 
-def _weight_among_ranks(count: int, device: torch.device) -> float | Tensor:
+def _weight_among_ranks(count: Tensor) -> float | Tensor:
     """What makes the mean over ranks of (weight * mean over a rank's ``count`` clips) the mean over the
     clips of all ranks; 1 outside a process group."""
     if _ranks() == 1:
         return 1.0
-    total = torch.tensor(count, dtype=torch.float64, device=device)
+    total = count.double()
     dist.all_reduce(total)
     return count * _ranks() / total
 

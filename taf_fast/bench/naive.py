@@ -26,18 +26,26 @@ class NaiveStep(nn.Module):
 
     def accumulate_grads(self, clips: Tensor, labels: Tensor) -> dict[str, Tensor]:
         model, rows = self.model, slice(self.attacked)
-        logits = model.head(*self.stages(model, clips))
-        loss = 0.7 * F.cross_entropy(logits, labels)
+        parts = self.stages(model, clips)
+        logits = model.head(*parts)
+        loss = 0.7 * self._loss(logits, parts, labels)
         if self.attacked:
             other = (labels + torch.randint_like(labels, 1, logits.shape[1])) % logits.shape[1]
             targets = torch.where(logits.argmax(1) == labels, other, labels)
             attacked = self._attack(clips, targets)[rows]
             with adversarial_path(model):
-                adversarial = model.head(*self.stages(model, attacked))
-            loss = loss + 0.3 * F.cross_entropy(adversarial, labels[rows])
+                parts = self.stages(model, attacked)
+                loss = loss + 0.3 * self._loss(model.head(*parts), parts, labels[rows])
         model.zero_grad()
         loss.backward()
         return {"loss": loss.detach()}
+
+    def _loss(self, logits: Tensor, parts: tuple[Tensor, ...], labels: Tensor) -> Tensor:
+        loss = F.cross_entropy(logits, labels)
+        if hasattr(self.model, "auxiliary_head"):
+            auxiliary = self.model.auxiliary_head(*parts)
+            loss = loss + self.model.auxiliary_weight * F.cross_entropy(auxiliary, labels)
+        return loss
 
     def _attack(self, clips: Tensor, targets: Tensor) -> Tensor:
         std = self.model.std.view(3, 1, 1)

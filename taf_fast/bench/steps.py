@@ -141,7 +141,7 @@ def measure_steps(
         peak = _resident(step.model) + peak_bytes(calls[key], device)
         rows.append(StepCost(*key, seconds[key], peak, forwards))
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        measured["plain", 0.0, 0][0].model(clips)
+        PlainStep(measured["plain", 0.0, 0][0].model, compile=False)(clips, labels)
     last = [key for key in measured if key[0] != "naive"][-1]
     operations = operations_by_time(calls[last], device) if profile else None
     rate = matrix_flops(device, getattr(torch, setting.precision))

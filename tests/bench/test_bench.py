@@ -22,8 +22,6 @@ def test_the_naive_step_is_taf_too(generator, name, steps):
     torch.manual_seed(generator.initial_seed())
     model = models.build(name, 5, 3, dropout=0.0).double()
     model.fc.weight.data *= 10
-    if hasattr(model, "auxiliary_weight"):
-        model.auxiliary_weight = 0.0  # the naive step has no auxiliary loss
     x = clips_in_range(model, 4, 3, 36, generator)
     with torch.no_grad():
         labels = (copy.deepcopy(model)(x).argmax(1) + 1) % 5  # all wrong: no random attack labels
