@@ -21,7 +21,7 @@ from taf_fast.run.progress import Progress
 # Sized for two CPU cores and a few minutes.
 _TRAIN_PER_CLASS, _VAL_PER_CLASS = 60, 25
 _BASELINE = dict(
-    model="tsm_resnet18", num_segments=8, size=40, batch_size=16, epochs=7, lr=0.01, lr_steps=(5,)
+    model="tsm_resnet18", num_segments=8, size=40, batch_size=16, epochs=8, lr=0.01, lr_steps=(7,)
 )
 _FINETUNE = dict(epochs=4, lr=0.002, lr_steps=(3,))
 

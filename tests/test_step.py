@@ -125,7 +125,7 @@ def test_fifty_steps_of_training(generator):
     twins = [p for name in ("bn1", "bn2") for p in adversarial.get_submodule(name).parameters()]
     step = TAFStep(add_adversarial_bn(net), TemporalAugment(**ATTACK, label="true"), 0.7, compile=False)
     expected = torch.optim.SGD([*clean.parameters(), *twins], lr=0.02, momentum=0.9)
-    actual = torch.optim.SGD(net.parameters(), lr=0.02, momentum=0.9, fused=True)
+    actual = torch.optim.SGD(net.parameters(), lr=0.02, momentum=0.9)
     batches = [clips_in_range(net, 6, 4, 9, generator) for _ in range(3)]
     attacked = []
     for index in range(50):

@@ -124,7 +124,7 @@ def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, g
     for name, tensor in groups["optimizer"].items():
         key, _, rest = name.partition(".")
         parameter = parameters[rest]
-        # Fused optimisers take it for granted that all they update together lies in memory alike.
+        # Optimisers are fast, and fused ones right, where all they update together lies in memory alike.
         optimizer.state[parameter][key] = torch.empty_like(parameter).copy_(tensor)
     for name, generator in generators.items():
         generator.set_state(groups["generator"][name])

@@ -10,7 +10,7 @@ def build_sgd(
     """SGD over ``model.parameter_groups``; a group's factor of the learning rate is kept in its
     ``lr_scale``, :func:`set_learning_rate` applies it."""
     groups = model.parameter_groups(weight_decay, fc_lr5)
-    optimizer = torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=True)
+    optimizer = torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov)
     set_learning_rate(optimizer, lr)
     return optimizer
 

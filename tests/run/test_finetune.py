@@ -11,7 +11,7 @@ from functools import partial
 import pytest
 import torch
 import yaml
-from run_command import command, error_of, finetune_arguments, taf_fast
+from run_command import command, error_of, finetune_arguments, output_of, taf_fast
 from safetensors.torch import load_file
 
 from taf_fast import models
@@ -133,6 +133,18 @@ def test_plain_fine_tuning_of_a_checkpoint(dataset, finished, tmp_path):
     )
 
 
+def test_bfloat16(dataset, finished, tmp_path, capsys, monkeypatch):
+    """Begins as the run in float32 does, to within the format; what it leaves is float32."""
+    out = tmp_path / "run"
+    output_of(capsys, monkeypatch, *finetune_arguments(dataset, out, epochs=1, precision="bfloat16"))
+    losses = [[line["loss"] for line in measured(folder) if "loss" in line] for folder in (out, finished[0])]
+    assert len(losses[0]) == 6 and all(map(math.isfinite, losses[0]))
+    assert losses[0][0] != losses[1][0] and losses[0][0] == pytest.approx(losses[1][0], rel=0.03)
+    weights = load_file(out / "model.safetensors")
+    assert {value.dtype for value in weights.values()} == {torch.float32, torch.int64}
+    assert yaml.safe_load((out / "config.yaml").read_text())["precision"] == "bfloat16"
+
+
 def test_damaged_clips_are_left_out_and_listed(dataset, tmp_path, error):
     data, out = tmp_path / "data", tmp_path / "run"
     shutil.copytree(dataset, data)
@@ -189,6 +201,7 @@ def test_clips_that_go_bad_during_the_run_cost_nothing(dataset, finished, tmp_pa
         ({"alpha": 1.5}, ["alpha must be between 0 and 1", "1.5"]),
         ({"composition": "none"}, ["composition must be one of"]),
         ({"model": "tsm"}, ["model must be one of", "tsm_resnet50"]),
+        ({"precision": "float16"}, ["precision must be one of float32, bfloat16", "'float16'"]),
         ({"batch_size": 0}, ["batch_size must be at least 1"]),
         ({"device": "cuda:99"}, ["device 'cuda:99'"]),
     ],
