@@ -142,7 +142,7 @@ def measure_steps(
         rows.append(StepCost(*key, seconds[key], peak, forwards))
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         PlainStep(measured["plain", 0.0, 0][0].model, compile=False)(clips, labels)
-    last = [key for key in measured if key[0] != "naive"][-1]
+    last = [key for key in measured if not key[0].startswith("naive")][-1]
     operations = operations_by_time(calls[last], device) if profile else None
     rate = matrix_flops(device, getattr(torch, setting.precision))
     return Costs(rows, counter.get_total_flops(), rate, batch_size, operations)

@@ -213,8 +213,11 @@ def test_step_equals_the_paper(name, generator):
         torch.testing.assert_close(value, clean.state_dict()[name], rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", SMALL)
-def test_compiled_step_equals_eager(name, generator, monkeypatch):
+@pytest.mark.parametrize(
+    "name, attack_bn",
+    [*((name, "frozen") for name in SMALL), ("tsm_resnet18", "batch"), ("tpn_resnet18", "batch")],
+)
+def test_compiled_step_equals_eager(name, attack_bn, generator, monkeypatch):
     """One graph for the clean forward, one for the adversarial one whatever the number of clips in it.
 
     The graphs run as they are: Inductor would take minutes for five families, and tests/test_step.py has it.
@@ -230,8 +233,9 @@ def test_compiled_step_equals_eager(name, generator, monkeypatch):
     model, x = make(name, generator, batch=4)
     labels = torch.tensor([1, 3, 0, 2])
     eager = copy.deepcopy(model)
+    augment = TemporalAugment(label="true", attack_bn=attack_bn)
     steps = [
-        TAFStep(add_adversarial_bn(m), TemporalAugment(label="true"), composition="all", compile=compiled)
+        TAFStep(add_adversarial_bn(m), augment, composition="all", compile=compiled)
         for m, compiled in ((model, True), (eager, False))
     ]
     for size in (4, 3, 2):
