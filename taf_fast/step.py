@@ -28,7 +28,7 @@ class PlainStep(nn.Module):
 
     def forward(self, clips: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """As :meth:`TAFStep.forward`, with ``loss``, ``clean_loss`` and ``logits`` alone."""
-        outputs, _ = self._forward(self.model, to_model_input(self.model, clips))
+        outputs, _ = self._forward(self.model, _of_one_size(to_model_input(self.model, clips)))
         loss, logits = _loss(self.model, outputs, labels), outputs[0]
         return {"loss": loss, "clean_loss": loss.detach(), "logits": logits.detach()}
 
@@ -149,7 +149,7 @@ class TAFStep(nn.Module):
     def _clean_pass(self, x: Tensor) -> tuple[tuple[Tensor, ...], CleanForward]:
         # Recording surrounds what is compiled: within it, a model that breaks the graph would lose it.
         with self.augment.recording(self.model) as recording:
-            outputs, parts = self._clean(self.model, x)
+            outputs, parts = self._clean(self.model, _of_one_size(x))
         return outputs, CleanForward(recording, parts)
 
     def _adversarial_loss(
@@ -175,7 +175,7 @@ class TAFStep(nn.Module):
             # The number of attacked clips changes from step to step: one graph is to serve them all.
             torch._dynamo.maybe_mark_dynamic(x_adv, 0)
         with adversarial_path(self.model):
-            outputs, _ = self._adversarial(self.model, x_adv)
+            outputs, _ = self._adversarial(self.model, _of_one_size(x_adv))
         loss = _loss(self.model, outputs, labels[rows])
         return (weight * loss).to(loss.dtype), counts | {"failed": failed.sum()}
 
@@ -212,6 +212,13 @@ def _training_forward(model: nn.Module, x: Tensor) -> tuple[tuple[Tensor, ...], 
         # Last, so that the batch norms of this forward begin as those of the attack's do.
         outputs += (model.auxiliary_head(*parts),)
     return outputs, tuple(part.detach() for part in parts)
+
+
+def _of_one_size(x: Tensor) -> Tensor:
+    """Tells the compiler that only the number of clips [B,T,3,H,W] varies: other frames are compiled anew,
+    for Inductor cannot deal with channels-last ones of any size."""
+    torch._dynamo.mark_static(x, [1, 2, 3, 4])
+    return x
 
 
 class _Chosen:

@@ -226,6 +226,12 @@ def test_compiled_equals_eager_and_compiles_a_bounded_number_of_times(generator)
     # Clean path, adversarial path for several clips and for one.
     assert seen[-1] <= 4 and seen[-1] == seen[4]
 
+    # Frames of another size: Inductor cannot compile channels-last ones for any size.
+    x = clips_in_range(eager_net, 8, 4, 13, generator).float().movedim(2, -1).contiguous().movedim(-1, 2)
+    a, b = eager.accumulate_grads(x, labels), compiled.accumulate_grads(x, labels)
+    torch.testing.assert_close(a["clean_loss"], b["clean_loss"], rtol=1e-4, atol=1e-5)
+    assert graphs["unique_graphs"] > seen[-1]
+
 
 def test_errors(generator, monkeypatch):
     net, x, labels = make(generator)
