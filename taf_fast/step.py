@@ -1,5 +1,7 @@
 """One training step: plain fine-tuning, and TAF's (Eq. 7)."""
 
+from collections.abc import Callable
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -24,11 +26,11 @@ class PlainStep(nn.Module):
     def __init__(self, model: nn.Module, compile: bool = True):
         super().__init__()
         self.model = model
-        self._forward = torch.compile(_training_forward) if compile else _training_forward
+        self._forward = _engine(compile)
 
     def forward(self, clips: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """As :meth:`TAFStep.forward`, with ``loss``, ``clean_loss`` and ``logits`` alone."""
-        outputs, _ = self._forward(self.model, _of_one_size(to_model_input(self.model, clips)))
+        outputs, _ = self._forward(self.model, to_model_input(self.model, clips))
         loss, logits = _loss(self.model, outputs, labels), outputs[0]
         return {"loss": loss, "clean_loss": loss.detach(), "logits": logits.detach()}
 
@@ -83,9 +85,9 @@ class TAFStep(nn.Module):
         if _ranks() > 1 and any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()):
             raise ValueError("the model has SyncBatchNorm, expected batch norms of each rank's own clips")
         self.model, self.augment, self.alpha, self.composition = model, augment, alpha, composition
-        self._clean = torch.compile(_training_forward) if compile else _training_forward
-        self._adversarial = torch.compile(_training_forward) if compile else _training_forward
-        self._compiled = compile
+        self._clean = _engine(compile)
+        # The number of attacked clips changes from step to step: one graph is to serve them all.
+        self._adversarial = _engine(compile, any_batch=True)
 
     def forward(
         self, clips: Tensor, labels: Tensor, generator: torch.Generator | None = None
@@ -149,7 +151,7 @@ class TAFStep(nn.Module):
     def _clean_pass(self, x: Tensor) -> tuple[tuple[Tensor, ...], CleanForward]:
         # Recording surrounds what is compiled: within it, a model that breaks the graph would lose it.
         with self.augment.recording(self.model) as recording:
-            outputs, parts = self._clean(self.model, _of_one_size(x))
+            outputs, parts = self._clean(self.model, x)
         return outputs, CleanForward(recording, parts)
 
     def _adversarial_loss(
@@ -171,11 +173,8 @@ class TAFStep(nn.Module):
         x_adv, failed = self.augment.attack(
             self.model, x, targets, clean, None if attacked == len(x) else rows
         )
-        if self._compiled:
-            # The number of attacked clips changes from step to step: one graph is to serve them all.
-            torch._dynamo.maybe_mark_dynamic(x_adv, 0)
         with adversarial_path(self.model):
-            outputs, _ = self._adversarial(self.model, _of_one_size(x_adv))
+            outputs, _ = self._adversarial(self.model, x_adv)
         loss = _loss(self.model, outputs, labels[rows])
         return (weight * loss).to(loss.dtype), counts | {"failed": failed.sum()}
 
@@ -201,6 +200,22 @@ class TAFStep(nn.Module):
         }
 
 
+def _engine(compile: bool, any_batch: bool = False) -> Callable:
+    """:func:`_training_forward`, compiled if wanted; with ``any_batch`` for any number of clips at once."""
+    if not compile:
+        return _training_forward
+    compiled = torch.compile(_training_forward)
+
+    def forward(model: nn.Module, x: Tensor):
+        # Frames of another size are compiled anew: Inductor fails on channels-last ones of any size.
+        torch._dynamo.mark_static(x, [1, 2, 3, 4])
+        if any_batch:
+            torch._dynamo.maybe_mark_dynamic(x, 0)
+        return compiled(model, x)
+
+    return forward
+
+
 def _training_forward(model: nn.Module, x: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """The logits and, of a model with such a head, the auxiliary logits; and what the heads took
     (detached; nothing for a model that does not come in two parts)."""
@@ -212,13 +227,6 @@ def _training_forward(model: nn.Module, x: Tensor) -> tuple[tuple[Tensor, ...], 
         # Last, so that the batch norms of this forward begin as those of the attack's do.
         outputs += (model.auxiliary_head(*parts),)
     return outputs, tuple(part.detach() for part in parts)
-
-
-def _of_one_size(x: Tensor) -> Tensor:
-    """Tells the compiler that only the number of clips [B,T,3,H,W] varies: other frames are compiled anew,
-    for Inductor cannot deal with channels-last ones of any size."""
-    torch._dynamo.mark_static(x, [1, 2, 3, 4])
-    return x
 
 
 class _Chosen:

@@ -44,10 +44,7 @@ def stages_of(model):
     return model.stages if hasattr(model, "stages") else lambda clips: (model.features(clips),)
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("rows", [None, [2], [3, 0, 2], [0, 1, 2, 3]], ids=str)
-@pytest.mark.parametrize("family", ["tsm", "gst", "gst_large", "tam", "tpn"])
-def test_equals_a_second_forward(generator, family, rows, device):
+def model_and_clips(family, generator):
     torch.manual_seed(generator.initial_seed())
     model = models.build(f"{family}_resnet18", 5, 3, dropout=0.0).double()
     for module in model.modules():
@@ -55,6 +52,14 @@ def test_equals_a_second_forward(generator, family, rows, device):
             nn.init.uniform_(module.weight, -1.5, 1.5)
             nn.init.normal_(module.bias, 0, 0.3)
     x = torch.randn(4, 3, 3, 36, 44, generator=generator, dtype=torch.float64)
+    return model, x
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("rows", [None, [2], [3, 0, 2], [0, 1, 2, 3]], ids=str)
+@pytest.mark.parametrize("family", ["tsm", "gst", "gst_large", "tam", "tpn"])
+def test_equals_a_second_forward(generator, family, rows, device):
+    model, x = model_and_clips(family, generator)
     model, x = model.to(device), x.to(device)
     rows = None if rows is None else torch.tensor(rows, device=device)
     compare(stages_of(model), model, x, rows, generator)
@@ -64,13 +69,7 @@ def test_equals_a_second_forward(generator, family, rows, device):
 @pytest.mark.parametrize("family", ["tsm", "gst", "gst_large", "tam", "tpn"])
 def test_through_the_batch_statistics(generator, family, device):
     """Against autograd through the one forward that was recorded."""
-    torch.manual_seed(generator.initial_seed())
-    model = models.build(f"{family}_resnet18", 5, 3, dropout=0.0).double()
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, -1.5, 1.5)
-            nn.init.normal_(module.bias, 0, 0.3)
-    x = torch.randn(4, 3, 3, 36, 44, generator=generator, dtype=torch.float64)
+    model, x = model_and_clips(family, generator)
     model, x = model.to(device), x.to(device).requires_grad_()
     with Recording(keep_inputs=True) as recording:
         outputs = stages_of(model)(x)
