@@ -48,7 +48,7 @@ class PyAVClips(torch.utils.data.Dataset):
 def manifest(request, tmp_path_factory):
     root = tmp_path_factory.mktemp("ssv2") / request.param
     write_ssv2(root, train_per_class=16, val_per_class=0, size=FRAME_SIZES[request.param], frames=(36, 48))
-    return scan(read_ssv2(root, "train"), NUM_SEGMENTS)
+    return scan(read_ssv2(root, "train"))
 
 
 def run_epoch(benchmark, loader, clips_of, total: int) -> None:

@@ -13,7 +13,7 @@ from taf_fast import models
 from taf_fast.data import ClipLoader, DataError, raw_ssv1_classes, read_dataset, scan
 from taf_fast.models import CheckpointError
 from taf_fast.precision import PRECISIONS
-from taf_fast.run.checkpoint import load_model, read_info
+from taf_fast.run.checkpoint import read_info
 from taf_fast.run.config import FinetuneConfig, RunError
 from taf_fast.run.files import write_atomically, write_text
 from taf_fast.run.model import build_model
@@ -197,7 +197,7 @@ def evaluate(
     size = size or known.get("size", _DEFAULT["size"])
     dataset = read_dataset(data, "validation")
     model = build_model(dataset, known["model"], num_segments, checkpoint, class_order, trust_checkpoint)
-    manifest = scan(dataset, num_segments)
+    manifest = scan(dataset)
     chosen = _device(device)
     loader = ClipLoader(manifest, num_segments, size, batch_size, train=False, threads=threads)
     scores = run(model.to(chosen), loader, chosen)
@@ -304,7 +304,7 @@ def attention(
     names = [path.parent.name or path.stem for path in checkpoint]
     if len(set(names)) < len(names):
         names = [str(path) for path in checkpoint]
-    manifest = scan(read_dataset(data, "validation"), load_model(checkpoint[0])[1].num_segments)
+    manifest = scan(read_dataset(data, "validation"))
     draw_attention(out, manifest, clip, dict(zip(names, checkpoint, strict=True)))
     print(f"wrote {out}")
 

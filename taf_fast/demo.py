@@ -55,7 +55,7 @@ def demo(folder: Path) -> bool:
     draw_loss_curves(
         folder / "loss.png", {method: folder / method / "metrics.jsonl" for method in ("plain", "taf")}
     )
-    validation = scan(read_ssv2(data, "validation"), _BASELINE["num_segments"])
+    validation = scan(read_ssv2(data, "validation"))
     shown = next(clip.id for clip in validation.good if validation.classes[clip.label] in LONG_TERM)
     weights = {name: results[name].weights for name in ("baseline", "taf")}
     draw_attention(folder / "attention.png", validation, shown, weights)

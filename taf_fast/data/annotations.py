@@ -12,11 +12,13 @@ SPLITS = ("train", "validation")
 @dataclass(frozen=True)
 class Sample:
     """One annotated clip: a video file or a folder of frames; ``label`` is an index into the data set's
-    classes."""
+    classes. ``frames`` are the numbers of its first and last frame in the folder where the annotations say
+    them; None for all there are."""
 
     id: str
     path: Path
     label: int
+    frames: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)

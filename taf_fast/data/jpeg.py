@@ -12,17 +12,16 @@ from .errors import DataError, different_size
 
 
 def decode_frame_crops(
-    folder: Path, frames: np.ndarray, box: tuple[int, int, int, int], size: tuple[int, int]
+    files: list[Path], box: tuple[int, int, int, int], size: tuple[int, int]
 ) -> np.ndarray:
-    """Crops ``box`` (y, x, height, width) of ``frames`` (int ``[T]``, 0-based), uint8 ``[T, h, w, 3]`` RGB.
+    """Crops ``box`` (y, x, height, width) of the frames in ``files``, uint8 ``[T, h, w, 3]`` RGB.
 
-    ``size`` is the (height, width) that frames must have. Reads the wanted files only; DataError when one
-    cannot be decoded.
+    ``size`` is the (height, width) that frames must have. DataError when one cannot be decoded.
     """
     y, x, height, width = box
-    crops = np.empty((len(frames), height, width, 3), np.uint8)
-    for crop, index in zip(crops, frames.tolist(), strict=True):
-        picture = _decode(folder / f"{index + 1:05d}.jpg")
+    crops = np.empty((len(files), height, width, 3), np.uint8)
+    for crop, file in zip(crops, files, strict=True):
+        picture = _decode(file)
         if picture.size[::-1] != size:
             raise DataError(different_size(picture.size[::-1], size))
         crop[:] = picture.crop((x, y, x + width, y + height))

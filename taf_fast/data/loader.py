@@ -107,12 +107,6 @@ class ClipLoader:
         self._check(self.quarantined)
         # Positions in the manifest: what the order and the plans refer to, whatever is quarantined later.
         self._good = np.array([i for i, clip in enumerate(manifest.clips) if clip.defect is None])
-        short = [clip for clip in manifest.good if clip.frames < num_segments]
-        if short:
-            raise DataError(
-                f"{len(short)} clips have fewer than {num_segments} frames (such as {short[0].id}): "
-                "scan with this num_segments"
-            )
         if train and len(self._good) < world_size:
             raise DataError(f"{len(self._good)} good clips are too few for {world_size} ranks")
         self._order: tuple[int, list[np.ndarray]] = (-1, [])

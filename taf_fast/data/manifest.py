@@ -9,6 +9,8 @@ from .annotations import Sample, VideoDataset
 from .errors import DataError
 from .probe import probe
 
+MIN_FRAMES = 3
+
 
 @dataclass(frozen=True)
 class Clip:
@@ -16,7 +18,7 @@ class Clip:
 
     Number of frames; frame size in pixels as shown, that is after turning by ``rotation`` (0, 90, 180 or 270
     degrees counter-clockwise); codec by FFmpeg's name, "jpeg" for a folder; size of the file, or of the
-    folder's frames together, in bytes.
+    folder's frames together, in bytes. Frame i of a folder is ``frame_name.format(first_frame + i)``.
     """
 
     id: str
@@ -28,6 +30,8 @@ class Clip:
     rotation: int = 0
     codec: str = ""
     bytes: int = 0
+    frame_name: str = ""
+    first_frame: int = 1
     defect: str | None = None
 
 
@@ -51,33 +55,33 @@ class Manifest:
 
 def scan(
     dataset: VideoDataset,
-    num_segments: int,
     workers: int = 4,
     progress: Callable[[int, int], None] | None = None,
 ) -> Manifest:
     """Demuxes every video and lists every folder of frames (a few milliseconds each, in ``workers`` threads).
 
     Nothing is decoded but the first frame of a video that can be rotated. Clips that are missing, damaged, of
-    a codec that cannot be decoded, or shorter than ``num_segments`` frames carry a defect.
+    a codec that cannot be decoded, or shorter than 3 frames, which the official code leaves out too, carry a
+    defect.
     ``progress(done, total)`` is called after every clip.
     """
-    if num_segments < 1 or workers < 1:
-        raise ValueError(f"num_segments and workers must be at least 1, got {num_segments} and {workers}")
+    if workers < 1:
+        raise ValueError(f"workers must be at least 1, got {workers}")
     clips = []
     with ThreadPoolExecutor(workers) as pool:
-        for clip in pool.map(lambda sample: _scan_clip(sample, num_segments), dataset.samples):
+        for clip in pool.map(_scan_clip, dataset.samples):
             clips.append(clip)
             if progress:
                 progress(len(clips), len(dataset.samples))
     return Manifest(dataset.classes, tuple(clips))
 
 
-def _scan_clip(sample: Sample, num_segments: int) -> Clip:
+def _scan_clip(sample: Sample) -> Clip:
     facts: dict = {}
     try:
         probe(sample.path, facts)
-        if facts["frames"] < num_segments:
-            raise DataError(f"has {facts['frames']} frames, expected at least {num_segments}")
+        if facts["frames"] < MIN_FRAMES:
+            raise DataError(f"has {facts['frames']} frames, expected at least {MIN_FRAMES}")
     except DataError as error:
         facts["defect"] = str(error)
     return Clip(sample.id, sample.path, sample.label, **facts)

@@ -37,7 +37,7 @@ def _probe_frames(folder: Path, facts: dict) -> None:
         for entry in entries:
             if re.fullmatch(r"\d{5}\.jpg", entry.name):
                 sizes[int(entry.name[:5])] = entry.stat().st_size
-    facts.update(codec="jpeg", frames=len(sizes), bytes=sum(sizes.values()))
+    facts.update(codec="jpeg", frames=len(sizes), bytes=sum(sizes.values()), frame_name="{:05d}.jpg")
     if not sizes:
         raise DataError("no frames: a folder without 00001.jpg")
     for expected, number in enumerate(sorted(sizes), 1):
@@ -84,8 +84,10 @@ def _probe_video(path: Path, facts: dict) -> None:
         raise DataError(f"truncated: {facts['bytes']} of {size} bytes")
     if len(packets) < announced:
         raise DataError(f"truncated: {len(packets)} of {announced} frames")
-    # WebM announces a duration instead of a number of frames; the tenth allows for uneven frames.
-    if not announced and last * (1 + 1 / facts["frames"]) < 0.9 * duration:
+    # WebM announces a duration instead of a number of frames; the tenth allows for uneven frames. The last
+    # frame lasts as long as the others, which the only one does not tell.
+    intervals = facts["frames"] - 1
+    if not announced and intervals and last * (1 + 1 / intervals) < 0.9 * duration:
         raise DataError(f"breaks off after {last:.1f} of {duration:.1f} seconds")
     if not (webm and codec in DALI_CODECS):
         _probe_first_frame(path, facts)

@@ -1,7 +1,7 @@
 """Which frames of a clip to take, int32 ``[T]`` from 0.
 
-``sampling`` is that of :class:`~taf_fast.data.view.TrainingView`. Clips shorter than their samples are
-defects to the scan; the official rules for them are kept all the same.
+``sampling`` is that of :class:`~taf_fast.data.view.TrainingView`. Clips may be shorter than their
+samples: the official rules say what is then repeated.
 """
 
 import numpy as np

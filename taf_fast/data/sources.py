@@ -22,7 +22,8 @@ def read(clip: Clip, plan: ClipPlan) -> np.ndarray:
     box = (plan.y, plan.x, plan.height, plan.width)
     size = (clip.height, clip.width)
     if clip.codec == "jpeg":
-        return decode_frame_crops(clip.path, plan.frames, box, size)
+        numbers = clip.first_frame + plan.frames
+        return decode_frame_crops([clip.path / clip.frame_name.format(n) for n in numbers], box, size)
     try:
         found = clip.path.stat().st_size
         if found != clip.bytes:

@@ -84,7 +84,7 @@ class _Run:
         self.info = ModelInfo(
             config.model, datasets[0].classes, config.num_segments, config.size, self.model.options
         )
-        train, validation = (scan(dataset, config.num_segments) for dataset in datasets)
+        train, validation = (scan(dataset) for dataset in datasets)
         self.loader = self._loader(train, train=True)
         self.validation = self._loader(validation, train=False)
         if config.method == "taf":

@@ -31,7 +31,7 @@ def clean_root(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def clean(clean_root):
     """The manifest of the training split."""
-    return scan(read_ssv2(clean_root, "train"), NUM_SEGMENTS)
+    return scan(read_ssv2(clean_root, "train"))
 
 
 @pytest.fixture(scope="session")
@@ -46,7 +46,7 @@ def roots(clean_root) -> dict[str, Path]:
 
 def merge(roots: dict[str, Path]) -> Manifest:
     """Eight training clips of every format in turn; ids are <format>-<id>."""
-    manifests = {name: scan(read_dataset(root, "train"), NUM_SEGMENTS) for name, root in roots.items()}
+    manifests = {name: scan(read_dataset(root, "train")) for name, root in roots.items()}
     clips = [
         replace(manifest.clips[i], id=f"{name}-{manifest.clips[i].id}")
         for i in range(8)

@@ -52,7 +52,7 @@ BEFORE_SCAN = {
         r"breaks off after \d.\d of \d.\d seconds",
     ),
     "header only": (lambda path: path.write_bytes(path.read_bytes()[:600]), "no frames|cannot be opened"),
-    "too short": (lambda path: encode(path, "libvpx-vp9", 5), "has 5 frames, expected at least 8"),
+    "too short": (lambda path: encode(path, "libvpx-vp9", 2), "has 2 frames, expected at least 3"),
     "cut h264": (
         lambda path: (encode(path, "libx264", 20, "mp4"), cut(path)),
         r"truncated: \d+ of 20 frames",
@@ -92,8 +92,8 @@ def test_every_damage_is_named_and_the_good_clips_are_untouched(
     copied_root, clean, train, rng, seed, by_id, assert_same_clips
 ):
     dataset = read_ssv2(copied_root, "train")
-    before = damage(scan(dataset, 8), BEFORE_SCAN, rng)
-    manifest = scan(dataset, 8)
+    before = damage(scan(dataset), BEFORE_SCAN, rng)
+    manifest = scan(dataset)
     assert_reasons(manifest.defects, before)
     later = damage(Manifest(manifest.classes, manifest.good), AFTER_SCAN, rng)
 
@@ -111,7 +111,7 @@ def test_codecs_of_the_manifest_decode(tmp_path, by_id):
     for codec, container in files.items():
         encode(tmp_path / codec, codec, 12, container)
     samples = tuple(Sample(codec, tmp_path / codec, 0) for codec in files)
-    manifest = scan(VideoDataset(tmp_path, "train", ("a",), samples, "ssv2"), 8)
+    manifest = scan(VideoDataset(tmp_path, "train", ("a",), samples, "ssv2"))
     assert [(clip.codec, clip.frames) for clip in manifest.clips] == [("vp8", 12), ("vp9", 12), ("mjpeg", 12)]
     assert by_id(loader(manifest)).keys() == files.keys()
 
@@ -136,7 +136,7 @@ def test_files_that_differ_from_the_manifest(clean, change, reason, by_id, asser
 
 
 def test_a_file_replaced_by_another_codec_of_equal_size(copied_root, by_id):
-    manifest = scan(read_ssv2(copied_root, "train"), 8)
+    manifest = scan(read_ssv2(copied_root, "train"))
     clip = manifest.clips[3]
     encode(clip.path, "libx264", 12, "mp4", (32, 32))
     data = clip.path.read_bytes()
@@ -147,7 +147,7 @@ def test_a_file_replaced_by_another_codec_of_equal_size(copied_root, by_id):
 
 
 def test_batch_without_a_good_clip_is_skipped(copied_root, by_id):
-    manifest = scan(read_ssv2(copied_root, "train"), 8)
+    manifest = scan(read_ssv2(copied_root, "train"))
     for clip in manifest.clips[4:8]:
         clip.path.unlink()
     bad = loader(manifest)
@@ -158,12 +158,12 @@ def test_batch_without_a_good_clip_is_skipped(copied_root, by_id):
 
 def test_too_many_bad_clips_stop_the_run_with_the_list(copied_root):
     dataset = read_ssv2(copied_root, "train")
-    healthy = scan(dataset, 8)
+    healthy = scan(dataset)
     contents = {clip.id: clip.path.read_bytes() for clip in healthy.clips[:12]}
     for clip in healthy.clips[:12]:
         clip.path.unlink()
     with pytest.raises(DataError, match=r"12 of 24 clips are bad, more than the limit of 10%") as error:
-        loader(scan(dataset, 8), quarantine_limit=0.1)
+        loader(scan(dataset), quarantine_limit=0.1)
     assert str(error.value).count(": missing file") == 10 and "and 2 more" in str(error.value)
 
     running = loader(healthy, quarantine_limit=0.1)
@@ -179,16 +179,16 @@ def test_too_many_bad_clips_stop_the_run_with_the_list(copied_root):
     assert len(list(running)) == 6
     for clip in healthy.clips[:12]:
         clip.path.unlink()
-    assert len(list(loader(scan(dataset, 8), quarantine_limit=0.5))) == 3
+    assert len(list(loader(scan(dataset), quarantine_limit=0.5))) == 3
 
 
 def test_no_good_clip_at_all(copied_root):
     dataset = read_ssv2(copied_root, "validation")
-    healthy = scan(dataset, 8)
+    healthy = scan(dataset)
     for clip in healthy.clips:
         clip.path.unlink()
     with pytest.raises(DataError, match="16 of 16 clips are bad, no good clip"):
-        loader(scan(dataset, 8), quarantine_limit=1)
+        loader(scan(dataset), quarantine_limit=1)
     with pytest.raises(DataError, match="16 of 16 clips are bad, no good clip"):
         list(loader(healthy, quarantine_limit=1))
     with pytest.raises(DataError, match="0 of 0"):
@@ -197,7 +197,7 @@ def test_no_good_clip_at_all(copied_root):
 
 def test_errors_grow_no_memory(copied_root):
     """100 batches in which DALI fails, through one loader."""
-    manifest = scan(read_ssv2(copied_root, "validation"), 8)
+    manifest = scan(read_ssv2(copied_root, "validation"))
     for clip in manifest.clips[::4]:
         overwrite_end(clip.path, 0.2)
     failing = loader(manifest, size=112)
@@ -215,7 +215,7 @@ def test_errors_grow_no_memory(copied_root):
 
 def test_real_corrupted_file(real_clip, clean, tmp_path, by_id):
     samples = (Sample("bad", real_clip("corrupted.mp4"), 0), Sample("good", clean.clips[0].path, 0))
-    manifest = scan(VideoDataset(tmp_path, "train", ("a",), samples, "ssv2"), 8)
+    manifest = scan(VideoDataset(tmp_path, "train", ("a",), samples, "ssv2"))
     assert not manifest.defects
     damaged = loader(manifest)
     assert by_id(damaged).keys() == {"good"}

@@ -57,8 +57,8 @@ FRAMES_BEFORE = {
     "an empty frame": (lambda f: frame(f, 7).write_bytes(b""), "frame 00007.jpg is empty"),
     "no picture": (lambda f: frame(f, 1).write_bytes(os.urandom(200)), "00001.jpg is not a JPEG picture"),
     "too short": (
-        lambda f: [frame(f, n).unlink() for n in range(8, 31) if frame(f, n).exists()],
-        "has 7 frames, expected at least 8",
+        lambda f: [frame(f, n).unlink() for n in range(3, 31) if frame(f, n).exists()],
+        "has 2 frames, expected at least 3",
     ),
 }
 FRAMES_AFTER = {
@@ -84,7 +84,7 @@ VIDEO_BEFORE = {
         lambda path: (encode(path, "libx264", 20, "mp4"), noise_from_first_frame(path)),
         "cannot be decoded",
     ),
-    "too short": (lambda path: encode(path, "libx264", 5, "mp4"), "has 5 frames, expected at least 8"),
+    "too short": (lambda path: encode(path, "libx264", 2, "mp4"), "has 2 frames, expected at least 3"),
 }
 VIDEO_AFTER = {
     "deleted": (Path.unlink, "missing file"),
@@ -113,7 +113,7 @@ def damage(manifest: Manifest, name: str, kinds: dict) -> dict[str, str]:
 
 def rescan(manifest: Manifest) -> Manifest:
     samples = tuple(Sample(clip.id, clip.path, clip.label) for clip in manifest.clips)
-    return scan(VideoDataset(Path(), "train", manifest.classes, samples, "ssv2"), 8)
+    return scan(VideoDataset(Path(), "train", manifest.classes, samples, "ssv2"))
 
 
 def assert_reasons(actual: dict[str, str], expected: dict[str, str]) -> None:

@@ -86,7 +86,7 @@ def test_ranks_share_the_clips_of_one_process(clean, train, seed, by_id, assert_
 
 def with_bad_clips(copied_root) -> Manifest:
     """One clip with a known defect and three that only decoding finds."""
-    manifest = scan(read_ssv2(copied_root, "train"), 8)
+    manifest = scan(read_ssv2(copied_root, "train"))
     clips = list(manifest.clips)
     clips[2] = replace(clips[2], defect="known")
     for index in (3, 11, 19):
@@ -189,19 +189,25 @@ def test_impossible_arguments_are_named(clean, wrong):
         loader(clean, **wrong)
 
 
-def test_too_few_frames_or_clips_for_the_arguments(clean):
-    with pytest.raises(DataError, match="fewer than 16 frames"):
-        loader(clean, num_segments=16)
+def test_clips_shorter_than_their_samples_repeat_the_first_frame(clean, by_id):
+    short = {clip.id for clip in clean.clips if clip.frames < 16}
+    assert 0 < len(short) < len(clean.clips)
+    for name, clip in by_id(loader(clean, num_segments=16)).items():
+        still = all(torch.equal(frame, clip[0]) for frame in clip)
+        assert still == (name in short)
+
+
+def test_too_few_clips_for_the_ranks(clean):
     with pytest.raises(DataError, match="24 good clips are too few for 25 ranks"):
         loader(clean, world_size=25)
 
 
 def test_scan_arguments_and_progress(clean_root):
     dataset, calls = read_ssv2(clean_root, "validation"), []
-    scan(dataset, 8, workers=3, progress=lambda *count: calls.append(count))
+    scan(dataset, workers=3, progress=lambda *count: calls.append(count))
     assert calls == [(done, 16) for done in range(1, 17)]
-    with pytest.raises(ValueError, match="num_segments"):
-        scan(dataset, 0)
+    with pytest.raises(ValueError, match="workers must be at least 1, got 0"):
+        scan(dataset, workers=0)
 
 
 def test_dali_is_imported_by_need_and_its_absence_explained(clean, monkeypatch):

@@ -69,7 +69,7 @@ def test_pyav_and_dali_decode_to_the_same_pixels(clean, seed, by_id, assert_same
 
 
 def one_clip(path) -> Manifest:
-    return scan(VideoDataset(path.parent, "train", ("a",), (Sample("1", path, 0),), "ssv2"), 8)
+    return scan(VideoDataset(path.parent, "train", ("a",), (Sample("1", path, 0),), "ssv2"))
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_real_clips(real_clip, name):
 def test_mixed_codecs_and_sizes_share_a_batch(real_clip, clean, tmp_path, by_id):
     paths = [real_clip("testsrc2_vp8.webm"), real_clip("testsrc2_odd_width_vp9.mp4"), clean.clips[0].path]
     samples = tuple(Sample(str(i), path, 0) for i, path in enumerate(paths))
-    manifest: Manifest = scan(VideoDataset(tmp_path, "train", ("a",), samples, "ssv2"), 8)
+    manifest: Manifest = scan(VideoDataset(tmp_path, "train", ("a",), samples, "ssv2"))
     delivered = by_id(ClipLoader(manifest, 8, 64, 3, train=False))
     for position, clip in enumerate(manifest.clips):
         assert_is_planned(delivered[clip.id], clip.path, plan(clip, position, 8, 64, 0, 0, False))

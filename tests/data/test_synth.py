@@ -42,7 +42,7 @@ def test_layout_is_the_official_one(clean_root):
     assert {entry["template"] for entry in entries} == set(ORDERS)
     assert {label_text(template) for template in ORDERS} == set(labels) > set(LONG_TERM) != set()
     for split, count in (("train", 24), ("validation", 16)):
-        manifest = scan(read_ssv2(clean_root, split), 8)
+        manifest = scan(read_ssv2(clean_root, split))
         assert len(manifest.good) == count and not manifest.defects
         assert {(c.codec, c.width, c.height) for c in manifest.clips} == {("vp9", 96, 72)}
         assert all(10 <= clip.frames <= 20 for clip in manifest.clips)
@@ -66,7 +66,7 @@ def test_layouts_of_the_other_formats_are_the_official_ones(roots):
 def test_every_format_holds_the_same_clips(roots):
     """Ids, labels, lengths and, up to compression, pictures."""
     for split, count in (("train", 24), ("validation", 16)):
-        manifests = {name: scan(read_dataset(root, split), 8) for name, root in roots.items()}
+        manifests = {name: scan(read_dataset(root, split)) for name, root in roots.items()}
         for name, codec in (("ssv1", "jpeg"), ("diving48", "h264")):
             assert {clip.codec for clip in manifests[name].clips} == {codec}
             assert len(manifests[name].good) == count
