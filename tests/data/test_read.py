@@ -53,6 +53,9 @@ def test_ssv1_lines_may_end_in_any_way(tmp_path):
         ({"train": "7;Eating\n"}, r"train.csv: line 1 \(id '7'\): 'Eating' is not among the 3 labels"),
         ({"train": "7;Holding\n7;Holding\n"}, "train.csv: line 2: id '7' appears twice"),
         ({"train": "../7;Holding\n"}, "train.csv: line 1: id '../7' is not a plain file name"),
+        ({"train": "..;Holding\n"}, "train.csv: line 1: id '..' is not a plain file name"),
+        ({"train": "/etc/7;Holding\n"}, "train.csv: line 1: id '/etc/7' is not a plain file name"),
+        ({"train": ";Holding\n"}, "train.csv: line 1: id '' is not a plain file name"),
     ],
 )
 def test_wrong_ssv1_files_are_named(tmp_path, wrong, message):
@@ -100,6 +103,8 @@ def test_diving48_version_1_only_without_version_2(tmp_path, version):
         ({"train": [DIVE | {"label": 2}]}, r"entry 0 \(id '_8Vy_0001'\): label 2 is not in 0..1"),
         ({"train": [DIVE | {"label": -1}]}, "label -1 is not in 0..1"),
         ({"train": [DIVE, DIVE]}, "train.json: entry 1: id '_8Vy_0001' appears twice"),
+        ({"train": [DIVE | {"vid_name": "../7"}]}, "entry 0: id '../7' is not a plain file name"),
+        ({"train": [DIVE | {"vid_name": "/etc/7"}]}, "entry 0: id '/etc/7' is not a plain file name"),
     ],
 )
 def test_wrong_diving48_files_are_named(tmp_path, wrong, message):
@@ -126,17 +131,60 @@ def test_the_format_is_found_out(roots, tmp_path):
     for name, root in roots.items():
         dataset = read_dataset(str(root), "validation")
         assert dataset.name == name and len(dataset.samples) == 16 and len(dataset.classes) == 8
-    with pytest.raises(DataError) as error:
-        read_dataset(tmp_path / "none", "train")
-    for file in (
-        "something-something-v2-labels.json",
-        "labels.json",
-        "labels/labels.json",
-        "something-something-v1-labels.csv",
-        "Diving48_vocab.json",
-    ):
-        assert file in str(error.value)
     write_ssv1(tmp_path)
     write_diving48(tmp_path)
     with pytest.raises(DataError, match="found several: .*v1-labels.csv, .*vocab.json"):
         read_dataset(tmp_path, "train")
+
+
+def test_what_was_looked_for_is_listed(tmp_path):
+    with pytest.raises(DataError) as error:
+        read_dataset(tmp_path / "none", "train")
+    first, *lines = str(error.value).split("\n")
+    assert first == f"{tmp_path / 'none'} holds no known data set, looked for"
+    looked_for = {
+        title.strip(): files.split(", ") for title, _, files in (line.partition(": ") for line in lines)
+    }
+    assert looked_for.keys() == {
+        "Something-Something V1",
+        "Something-Something V2",
+        "Diving48",
+        "lists, also in labels and annotations",
+        "a folder for every class",
+    }
+    assert looked_for["Something-Something V2"][:3] == [
+        "something-something-v2-labels.json",
+        "labels.json",
+        "labels/something-something-v2-labels.json",
+    ]
+    assert "annotations/something-something-v1-labels.csv" in looked_for["Something-Something V1"]
+    assert "annotations/Diving48_vocab.json" in looked_for["Diving48"]
+    lists = looked_for["lists, also in labels and annotations"]
+    assert {"val_videofolder.txt", "valid.txt", "sthv2_val_list_videos.txt"} < set(lists)
+
+
+def test_lists_come_before_the_files_they_were_made_from_and_folders_last(tmp_path):
+    write_ssv1(tmp_path)
+    for folder in ("train", "val"):
+        (tmp_path / folder / "a").mkdir(parents=True)
+    assert read_dataset(tmp_path, "train").name == "ssv1"
+    for name in ("train", "val"):
+        (tmp_path / f"{name}_videofolder.txt").write_text("val/a 30 2\n")
+    dataset = read_dataset(tmp_path, "train")
+    assert (dataset.name, dataset.classes) == ("ssv1", ("Holding", "Holding a; b", "Moving up"))
+    assert [(s.id, s.label, s.path) for s in dataset.samples] == [("a", 2, tmp_path / "val/a")]
+
+
+def test_annotations_in_a_folder_of_their_own(tmp_path):
+    """As MMAction2 lays them."""
+    write_ssv1(tmp_path / "ssv1/annotations")
+    (tmp_path / "ssv1/rawframes/7").mkdir(parents=True)
+    assert read_dataset(tmp_path / "ssv1", "train").samples[1].path == tmp_path / "ssv1/rawframes/100"
+    assert raw_ssv1_classes(tmp_path / "ssv1") == ("Moving up", "Holding a; b", "Holding")
+    write_diving48(tmp_path / "dive/annotations")
+    (tmp_path / "dive/videos").mkdir()
+    (sample,) = read_dataset(tmp_path / "dive", "train").samples
+    assert sample.path == tmp_path / "dive/videos/_8Vy_0001.mp4"
+    (tmp_path / "dive/rawframes/_8Vy_0001").mkdir(parents=True)
+    (sample,) = read_dataset(tmp_path / "dive", "train").samples
+    assert sample.path == tmp_path / "dive/rawframes/_8Vy_0001"

@@ -23,7 +23,7 @@ def write(root, labels=LABELS, train=(ENTRY,), prefix="something-something-v2-")
 
 
 @pytest.mark.parametrize("prefix", ["something-something-v2-", ""])
-@pytest.mark.parametrize("annotations", ["", "labels"])
+@pytest.mark.parametrize("annotations", ["", "labels", "annotations"])
 @pytest.mark.parametrize("videos", ["20bn-something-something-v2", "videos", ""])
 def test_both_generations_of_names_and_folders(tmp_path, prefix, annotations, videos):
     write(tmp_path / annotations, prefix=prefix)
@@ -32,6 +32,30 @@ def test_both_generations_of_names_and_folders(tmp_path, prefix, annotations, vi
     assert dataset.classes == ("Holding something", "Moving something up")
     (sample,) = dataset.samples
     assert (sample.id, sample.label, sample.path) == ("7", 1, tmp_path / videos / "7.webm")
+
+
+FRAMES = [
+    "20bn-something-something-v2-frames",
+    "rawframes",
+    "frames",
+    "20bn-something-something-v2",
+    "videos",
+    "",
+]
+
+
+@pytest.mark.parametrize("folder", FRAMES)
+def test_extracted_frames(tmp_path, folder):
+    """They are read where there are no videos; some clips may be missing."""
+    write(tmp_path, train=[ENTRY | {"id": str(number)} for number in range(300)])
+    for name in FRAMES[:-1]:
+        (tmp_path / name).mkdir()
+    for number in range(0, 300, 2):
+        (tmp_path / folder / str(number)).mkdir()
+    paths = [sample.path for sample in read_ssv2(tmp_path, "train").samples]
+    assert paths == [tmp_path / folder / str(number) for number in range(300)]
+    (tmp_path / "videos/70.webm").write_bytes(b"")
+    assert read_ssv2(tmp_path, "train").samples[7].path == tmp_path / "videos/7.webm"
 
 
 def test_classes_are_ordered_by_index(tmp_path):

@@ -1,10 +1,11 @@
 """What the readers of annotation files share: their result, and checks that name the entry at fault."""
 
 import json
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import DataError
+from taf_fast.data.errors import DataError
 
 SPLITS = ("train", "validation")
 
@@ -25,7 +26,8 @@ class Sample:
 class VideoDataset:
     """The clips of one split in the order of its annotation file; class names by index.
 
-    ``name`` is the data set: "ssv1", "ssv2" or "diving48".
+    ``name`` is the data set: "ssv1", "ssv2" or "diving48"; "list" for another one that lists describe, or
+    "folders" for one that is a tree of folders.
     """
 
     root: Path
@@ -55,6 +57,23 @@ def load_text(file: Path) -> str:
         return file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise DataError(f"{file}: not UTF-8 text (byte {error.start})") from error
+
+
+def load_lines(file: Path) -> list[tuple[int, str]]:
+    """The lines that are not blank, without the white space at their ends, and their numbers from 1."""
+    lines = enumerate(load_text(file).splitlines(), 1)
+    return [(number, line.rstrip()) for number, line in lines if line.strip()]
+
+
+def load_names(file: Path) -> tuple[str, ...]:
+    """The class names in a file with one on every line; DataError when there are none, or one twice."""
+    names = tuple(line for _, line in load_lines(file))
+    if not names:
+        raise DataError(f"{file}: expected one label per line, the file is empty")
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
+    if twice is not None:
+        raise DataError(f"{file}: label {twice!r} appears twice")
+    return names
 
 
 def load_json(file: Path) -> object:
