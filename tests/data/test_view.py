@@ -1,4 +1,4 @@
-"""Training views: sampling, crops, flips, labels and colours against the official rules."""
+"""Training views: random crops, flips, labels and colours against the official rules."""
 
 import numpy as np
 import pytest
@@ -8,33 +8,18 @@ from hypothesis import strategies as st
 from reference import colour as official_colour
 from reference import sampling as official
 
-from taf_fast.data import ClipLoader, TrainingView, crops, planner, sampling
-from taf_fast.data.colour import apply_colours, draw_colours
-from taf_fast.data.manifest import Clip
+from taf_fast.data import ClipLoader, TrainingView
+from taf_fast.data.scanning.manifest import Clip
+from taf_fast.data.views import crops, planner
+from taf_fast.data.views.colour import apply_colours, draw_colours
 
 SETTINGS = {"num_segments": 8, "size": 32, "batch_size": 4, "train": True}
 EVERYTHING = TrainingView("shared", "random_resized", flip=True, swap=((0, 1), (6, 3)), colour=True)
 
-
-@pytest.mark.parametrize("num_segments", [8, 16])
-def test_shared_frames_are_the_official_ones(num_segments, seed):
-    for n in range(1, 131):
-        ours = sampling.train_frames(n, num_segments, "shared", np.random.default_rng([seed, n]))
-        rng = np.random.default_rng([seed, n])
-        high, draws = (n // num_segments, 1) if n >= num_segments else (n, num_segments)
-        drawn = iter(rng.integers(high, size=draws).tolist())
-        assert ours.tolist() == official.tam_train_indices(n, num_segments, lambda high, d=drawn: next(d))
-        assert ours.dtype == np.int32
-        val = sampling.val_frames(n, num_segments, "shared")
-        assert val.tolist() == official.tam_val_indices(n, num_segments) and val.dtype == np.int32
+FRAMES = [(427, 240), (240, 427), (176, 100), (131, 100), (341, 255), (223, 397), (40, 640), (9, 7)]
 
 
-def test_every_shared_place_is_drawn(rng):
-    drawn = {tuple(sampling.train_frames(45, 8, "shared", rng).tolist()) for _ in range(300)}
-    assert drawn == {tuple(range(place, place + 40, 5)) for place in range(5)}
-
-
-@pytest.mark.parametrize(("width", "height"), [(427, 240), (240, 427), (176, 100), (40, 640), (9, 7)])
+@pytest.mark.parametrize(("width", "height"), FRAMES)
 def test_random_resized_crops_are_the_official_ones_for_equal_draws(width, height, rng):
     for seed in rng.integers(2**32, size=300).tolist():
         ours = crops.random_resized_crop(width, height, np.random.default_rng(seed))
@@ -92,7 +77,7 @@ def test_evaluation_looks_at_the_rule_for_short_clips_only(seed):
     for n in (8, 9, 60):
         clip = Clip("1", None, 3, frames=n, width=427, height=240)
         plan = planner.plan(clip, 0, 8, 224, seed, 0, False, EVERYTHING)
-        assert plan.frames.tolist() == official.tam_val_indices(n, 8)
+        assert plan.frames.tolist() == official.tam_clips(n, 8, num_clips=1)[0]
         assert (plan.y, plan.x, plan.height, plan.width) == (15, 108, 210, 210)
         assert plan.label == 3 and not plan.mirror and plan.colours is None
 
@@ -100,7 +85,7 @@ def test_evaluation_looks_at_the_rule_for_short_clips_only(seed):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"sampling": "dense"}, "sampling must be one of segments, shared, got 'dense'"),
+        ({"sampling": "dense"}, "sampling must be one of segments, shared, interleaved, got 'dense'"),
         ({"crop": "centre"}, "crop must be one of multi_scale, random_resized, got 'centre'"),
         ({"swap": ((0, 1),)}, "swap exchanges"),
         ({"flip": True, "swap": ((0, 1), (1, 2))}, "swap must be pairs"),
@@ -147,7 +132,8 @@ def test_maps_are_the_official_colours_for_equal_draws(rng):
         affine = np.einsum("tij,thwj->thwi", maps[:, :, :3].astype(float), frames) + maps[:, None, None, :, 3]
         assert abs(affine - expected).max() < 1e-3
         # Rounded and clipped once, at the end.
-        delivered = apply_colours(torch.from_numpy(frames), maps).numpy()
+        delivered = frames.copy()
+        apply_colours(delivered, maps)
         assert abs(delivered - expected.clip(0, 255)).max() < 0.501
 
 

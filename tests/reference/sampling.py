@@ -1,6 +1,7 @@
-"""The official sampling and cropping of TSM, and of TAM and TPN where they differ, in plain Python.
+"""The official sampling and cropping, in plain Python: frames from 0, boxes in pixels.
 
-``randint(high)`` stands for the random source: an integer in 0..high-1.
+``randint(high)`` stands for the random source: an integer in 0..high-1. Fractions of frames are floats, added
+in the official order, since some of them round to just below a whole frame.
 """
 
 import math
@@ -9,20 +10,73 @@ from collections.abc import Callable
 import numpy as np
 
 
-def train_indices(num_frames: int, num_segments: int, randint: Callable[[int], int]) -> list[int]:
-    average_duration = num_frames // num_segments
-    if average_duration > 0:
-        return [segment * average_duration + randint(average_duration) for segment in range(num_segments)]
-    if num_frames > num_segments:
-        return sorted(randint(num_frames - num_segments + 1) for _ in range(num_segments))
-    return [0] * num_segments
+def tsn_train(num_frames: int, num_segments: int, randint: Callable[[int], int]) -> list[int]:
+    """TSM, GST and TPN (and TAM but for the draws)."""
+    if num_frames < num_segments:
+        return [0] * num_segments
+    length = num_frames // num_segments
+    return [first + randint(length) for first in range(0, length * num_segments, length)]
 
 
-def val_indices(num_frames: int, num_segments: int) -> list[int]:
-    if num_frames > num_segments:
-        tick = num_frames / float(num_segments)
-        return [int(tick / 2.0 + tick * x) for x in range(num_segments)]
-    return [0] * num_segments
+def tsn_val(num_frames: int, num_segments: int) -> list[int]:
+    """TSM, GST and TPN while they train."""
+    return [0] * num_segments if num_frames <= num_segments else tsn_test(num_frames, num_segments)
+
+
+def tsn_test(num_frames: int, num_segments: int) -> list[int]:
+    """TSM, GST and TPN in their test programs."""
+    frames, tick = [], num_frames / float(num_segments)
+    for segment in range(num_segments):
+        frames.append(math.floor(tick / 2.0 + tick * segment))
+    return frames
+
+
+def tsm_twice(num_frames: int, num_segments: int) -> list[list[int]]:
+    """TSM's test program with --twice_sample."""
+    tick = num_frames / float(num_segments)
+    starts = [math.floor(tick * segment) for segment in range(num_segments)]
+    return [tsn_test(num_frames, num_segments), starts]
+
+
+def tpn_clips(num_frames: int, num_segments: int) -> list[list[int]]:
+    """TPN's fully convolutional test: every other of twice as many frames."""
+    frames = tsn_test(num_frames, 2 * num_segments)
+    return [[frames[i] for i in range(len(frames)) if i % 2 == clip] for clip in (0, 1)]
+
+
+def tam_train(num_frames: int, num_segments: int, randint: Callable[[int], int]) -> list[int]:
+    """IBM's, with one frame of a group."""
+    if num_frames < num_segments:
+        return sorted(randint(num_frames) for _ in range(num_segments))
+    length = num_frames // num_segments
+    place = randint(length)
+    return [group * length + place for group in range(num_segments)]
+
+
+def tam_clips(num_frames: int, num_segments: int, num_clips: int) -> list[list[int]]:
+    """IBM's validation (1 clip) and test (1 or 2)."""
+    clips = []
+    for offset in range(num_clips):
+        if num_frames > num_segments:
+            tick = num_frames / float(num_segments)
+            shift = tick / 2.0 - 1e-4 if offset >= tick / 2.0 else offset
+            clip = [math.floor(tick / 2.0 + shift + tick * group) for group in range(num_segments)]
+        else:
+            before = np.random.get_state()
+            np.random.seed(offset)
+            clip = sorted(np.random.choice(num_frames, num_segments).tolist())
+            np.random.set_state(before)
+        clips.append(clip)
+    return clips
+
+
+def evaluation_clips(num_frames: int, num_segments: int, sampling: str, num_clips: int) -> list[list[int]]:
+    """The clips of a video by the rule of TSM and GST ("segments"), TAM ("shared") or TPN ("interleaved")."""
+    if sampling == "shared":
+        return tam_clips(num_frames, num_segments, num_clips)
+    if num_clips == 1:
+        return [tsn_val(num_frames, num_segments)]
+    return {"segments": tsm_twice, "interleaved": tpn_clips}[sampling](num_frames, num_segments)
 
 
 def crop_sizes(width: int, height: int, size: int) -> list[tuple[int, int]]:
@@ -43,20 +97,23 @@ def crop_offsets(width: int, height: int, crop_width: int, crop_height: int) -> 
     return corners + edges_and_centre + quarters
 
 
-def tam_train_indices(num_frames: int, num_groups: int, randint: Callable[[int], int]) -> list[int]:
-    length = num_frames // num_groups
-    if length >= 1:
-        offset = randint(length)
-        return [group * length + offset for group in range(num_groups)]
-    return sorted(randint(num_frames) for _ in range(num_groups))
+def full_resolution_offsets(width: int, height: int) -> list[float]:
+    """Where on the long side the squares of the three-crop test begin, in pixels of the frame.
+
+    TSM's of a frame that is not upright and IBM's of any, scaled to short side 256.
+    """
+    short, long = sorted((width, height))
+    scaled = int(256 * long / short)
+    step = (scaled - 256) // 4
+    return [offset * short / 256 for offset in (0, 4 * step, 2 * step)]
 
 
-def tam_val_indices(num_frames: int, num_groups: int) -> list[int]:
-    if num_frames > num_groups:
-        tick = num_frames / float(num_groups)
-        return [int(tick / 2.0 + tick * x) for x in range(num_groups)]
-    np.random.seed(0)
-    return sorted(np.random.choice(num_frames, num_groups).tolist())
+def evaluation_boxes(width: int, height: int, num_crops: int) -> list[tuple[int, int, int]]:
+    """(left, top, side) of the squares of a frame that is not upright, to the nearest pixel."""
+    if num_crops == 3:
+        return [(round(left), 0, height) for left in sorted(full_resolution_offsets(width, height))]
+    side = round(height * 224 / 256)
+    return [((width - side) // 2, (height - side) // 2, side)]
 
 
 def tpn_crop(

@@ -54,3 +54,23 @@ def center_crop(width: int, height: int) -> tuple[int, int, int, int]:
     """The crop that 224 pixels of a clip resized to short side 256 show."""
     side = max(1, round(min(width, height) * 224 / 256))
     return (height - side) // 2, (width - side) // 2, side, side
+
+
+def three_crops(width: int, height: int) -> list[tuple[int, int, int, int]]:
+    """The crops of TSM's full-resolution test, for frames of :func:`full_size`: squares of the whole short
+    side at the start, in the middle and at the end of the long one.
+
+    They lie, to the nearest pixel, where they do in a clip resized to short side 256: at multiples of a
+    quarter of the free space, rounded down, so that TSM and IBM leave up to 3 pixels at the end (TPN 1). Of
+    upright videos TSM takes the middle three times, IBM and TPN go from top to bottom; so does this.
+    """
+    side, long = min(width, height), max(width, height)
+    step = (256 * long // side - 256) // 4
+    starts = [round(steps * step * side / 256) for steps in (0, 2, 4)]
+    return [(0, start, side, side) if width >= height else (start, 0, side, side) for start in starts]
+
+
+def full_size(size: int) -> int:
+    """The side of a delivered square of :func:`three_crops`, in pixels: at the scale, rounded down as TSM
+    does, of a centre crop of ``size``."""
+    return size * 256 // 224

@@ -1,7 +1,6 @@
 """TPN's photometric augmentation, as one affine map of the colours per frame."""
 
 import numpy as np
-import torch
 
 # Principal components of ImageNet's colours (RGB, 0..255): standard deviations, and directions in columns.
 DEVIATIONS = np.array([55.46, 4.794, 1.148])
@@ -41,20 +40,17 @@ def draw_colours(num_frames: int, rng: np.random.Generator) -> np.ndarray:
     return maps.astype(np.float32)
 
 
-def apply_colours(frames: torch.Tensor, maps: np.ndarray) -> torch.Tensor:
-    """Maps the colours of uint8 ``[T, H, W, 3]`` by ``maps`` ``[T, 3, 4]``; uint8 of the same shape.
+def apply_colours(frames: np.ndarray, maps: np.ndarray) -> None:
+    """Maps the colours of uint8 ``[T, H, W, 3]`` by ``maps`` ``[T, 3, 4]``, in place.
 
     The official code neither rounds nor clips: its frames go on as floats beyond 0..255. Here the result is
     rounded and clipped, once, at the end.
     """
-    red, green, blue = frames.permute(3, 0, 1, 2).contiguous().float()
-    result = torch.empty_like(frames)
-    for channel in range(3):
-        # One operation at a time: fused ones round differently in vectors and in their remainders.
-        r, g, b, offset = torch.from_numpy(maps[:, channel, :, None, None]).unbind(1)
-        value = (red * r).add_(green * g).add_(blue * b).add_(offset)
-        result[..., channel] = value.round_().clamp_(0, 255)
-    return result
+    for frame, colours in zip(frames, maps, strict=True):
+        red, green, blue = np.moveaxis(frame, 2, 0).astype(np.float32)
+        for channel, (r, g, b, offset) in enumerate(colours):
+            value = red * r + green * g + blue * b + offset
+            frame[..., channel] = np.clip(np.rint(value), 0, 255)
 
 
 def _map(matrix: np.ndarray | None = None, offset: float = 0.0) -> np.ndarray:

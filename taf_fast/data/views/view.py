@@ -1,8 +1,8 @@
-"""How training clips are varied: the choices in which the official recipes differ."""
+"""How clips are looked at: the choices in which the official recipes differ."""
 
 from dataclasses import dataclass
 
-SAMPLINGS = ("segments", "shared")
+SAMPLINGS = ("segments", "shared", "interleaved")
 CROPS = ("multi_scale", "random_resized")
 
 
@@ -11,11 +11,13 @@ class TrainingView:
     """The random view of a training clip; the default is TSM's for Something-Something.
 
     ``sampling``: "segments" draws one frame in each segment on its own, "shared" the same place in all of
-    them (TAM). ``crop``: "multi_scale" or "random_resized" (TPN). ``flip`` mirrors half of the clips, all
-    frames alike, and then exchanges the classes of every pair in ``swap`` (GST: left and right); pairs of
-    classes that a data set lacks do nothing. ``colour`` is TPN's photometric augmentation.
+    them (TAM); "interleaved" (TPN) is "segments" but for two clips in evaluation. ``crop``: "multi_scale" or
+    "random_resized" (TPN). ``flip`` mirrors half of the clips, all frames alike, and then exchanges the
+    classes of every pair in ``swap`` (GST: left and right); pairs of classes that a data set lacks do
+    nothing. ``colour`` is TPN's photometric augmentation.
 
-    Evaluation takes the centres and looks at ``sampling`` only, for clips no longer than their samples.
+    Evaluation takes the centres and looks at ``sampling`` only, for clips no longer than their samples and
+    for second clips.
     Raises ValueError for impossible values.
     """
 
@@ -46,4 +48,27 @@ class TrainingView:
         return label
 
 
+@dataclass(frozen=True)
+class EvaluationViews:
+    """The views of a video whose logits are averaged in evaluation: ``clips`` times ``crops``.
+
+    ``clips``: 1 as in the official validations, or the 2 of the official tests, by the rule of ``sampling``.
+    ``crops``: the centre, or 3 squares of the whole short side, delivered larger by 256/224 (TSM's
+    ``--full_res``). Raises ValueError for other numbers.
+    """
+
+    crops: int = 1
+    clips: int = 1
+
+    def __post_init__(self):
+        if self.crops not in (1, 3):
+            raise ValueError(f"crops must be 1 or 3, got {self.crops}")
+        if self.clips not in (1, 2):
+            raise ValueError(f"clips must be 1 or 2, got {self.clips}")
+
+    def __len__(self) -> int:
+        return self.clips * self.crops
+
+
 DEFAULT_VIEW = TrainingView()
+ONE_VIEW = EvaluationViews()

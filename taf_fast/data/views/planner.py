@@ -4,11 +4,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from taf_fast.data.scanning.manifest import Clip
+
 from .colour import draw_colours
-from .crops import center_crop, multi_scale_crop, random_resized_crop
-from .manifest import Clip
-from .sampling import train_frames, val_frames
-from .view import DEFAULT_VIEW, TrainingView
+from .crops import center_crop, multi_scale_crop, random_resized_crop, three_crops
+from .sampling import train_frames, twice_frames, val_frames
+from .view import DEFAULT_VIEW, ONE_VIEW, EvaluationViews, TrainingView
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,7 @@ def plan(
     pixels after resizing.
     """
     if not train:
-        frames = val_frames(clip.frames, num_segments, view.sampling)
-        return ClipPlan(frames, *center_crop(clip.width, clip.height), clip.label)
+        return evaluation_plans(clip, num_segments, view.sampling)[0]
     # Every choice draws after those that other views make too: adding one does not change them.
     rng = np.random.default_rng([seed, epoch, position])
     frames = train_frames(clip.frames, num_segments, view.sampling, rng)
@@ -55,6 +55,17 @@ def plan(
     mirror = view.flip and rng.random() < 0.5
     colours = draw_colours(num_segments, rng) if view.colour else None
     return ClipPlan(frames, *crop, view.label(clip.label, mirror), mirror, colours)
+
+
+def evaluation_plans(
+    clip: Clip, num_segments: int, sampling: str, views: EvaluationViews = ONE_VIEW
+) -> list[ClipPlan]:
+    """What to take of a clip for each of ``views``, without randomness."""
+    size = (clip.width, clip.height)
+    crops = three_crops(*size) if views.crops == 3 else [center_crop(*size)]
+    sampled = (clip.frames, num_segments, sampling)
+    clips = twice_frames(*sampled) if views.clips == 2 else [val_frames(*sampled)]
+    return [ClipPlan(frames, *crop, clip.label) for frames in clips for crop in crops]
 
 
 def epoch_order(

@@ -1,0 +1,1 @@
+"""Which frames and crops of a clip to take: pure functions of a seed."""
