@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from taf_fast import add_adversarial_bn, models
+from taf_fast.files import write_atomically
 from taf_fast.models import CheckpointError
 from taf_fast.run.checkpoint import (
     ModelInfo,
@@ -20,7 +21,6 @@ from taf_fast.run.checkpoint import (
     save_state,
     save_weights,
 )
-from taf_fast.run.files import write_atomically
 from taf_fast.run.metrics import MetricsLog, read_metrics
 from taf_fast.run.optim import build_sgd
 
@@ -83,17 +83,20 @@ def test_state_comes_back(tmp_path, seed):
     model, optimizer, generators = fresh()
     model.dropout.p = 0.0
     train(model, optimizer)
-    save_state(tmp_path / "s.safetensors", model, optimizer, generators, {"step": 7})
+    states = {name: generator.get_state() for name, generator in generators.items()}
+    save_state(tmp_path / "s.safetensors", model, optimizer, states, {"step": 7})
     drawn = torch.rand(3, generator=generators["x"])
     other, other_optimizer, other_generators = fresh()
     other.dropout.p = 0.0
-    assert load_state(tmp_path / "s.safetensors", other, other_optimizer, other_generators) == {"step": 7}
+    position, states = load_state(tmp_path / "s.safetensors", other, other_optimizer)
+    assert position == {"step": 7} and states.keys() == {"x"}
+    other_generators["x"].set_state(states["x"])
     assert torch.equal(torch.rand(3, generator=other_generators["x"]), drawn)
     train(model, optimizer), train(other, other_optimizer)
     for (name, a), b in zip(model.state_dict().items(), other.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
     with pytest.raises(CheckpointError, match="state of another model"):
-        load_state(tmp_path / "s.safetensors", models.build("tsm_resnet18", 3, 2), optimizer, {})
+        load_state(tmp_path / "s.safetensors", models.build("tsm_resnet18", 3, 2), optimizer)
 
 
 def test_killed_while_writing_leaves_the_old_or_the_new_file(tmp_path):
@@ -103,7 +106,7 @@ def test_killed_while_writing_leaves_the_old_or_the_new_file(tmp_path):
         import torch
         from pathlib import Path
         from safetensors.torch import save_file
-        from taf_fast.run.files import write_atomically
+        from taf_fast.files import write_atomically
         n = 0
         while True:
             write_atomically(Path({str(path)!r}), lambda t: save_file({{"x": torch.full((200_000,), n)}}, t))
