@@ -7,6 +7,7 @@
 #     benchmarks/gpu_suite.sh                                  # PYTHON chooses the interpreter
 #     SIZES="B8 or B64-T16" benchmarks/gpu_suite.sh            # of the ops, clips and frames; by default B32-T8
 #     STEPS="tpn and B8 and T16" benchmarks/gpu_suite.sh       # by default "tsm and B32 and T8"
+#     DATA=1 benchmarks/gpu_suite.sh                           # instead of all this: decoding, by PyAV and DALI
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python}
@@ -22,6 +23,37 @@ except (ImportError, OSError) as error:  # OSError: a library that torch needs
 if not torch.cuda.is_available():
     sys.exit("no GPU: nothing measured")
 SCRIPT
+
+runs=$(mktemp -d)
+trap 'rm -rf "$runs"' EXIT
+status=0
+
+# measure NAME PERCENT TEST...: in a part of the time that is left.
+measure() {
+    local name=$1 seconds=$(((LIMIT - SECONDS) * $2 / 100))
+    seconds=$((seconds > 0 ? seconds : 1)) # 0 would mean no limit
+    shift 2
+    echo "== $name"
+    # An interrupt, unlike a kill, lets pytest write what it has measured.
+    timeout --signal=INT --kill-after=10 "$seconds" "$PYTHON" -m pytest -q -p no:cacheprovider "$@" \
+        --benchmark-json="$runs/$name.json" --benchmark-columns=median,iqr || status=$?
+}
+
+report() {
+    echo "== report"
+    find "$runs" -name '*.json' -not -empty -exec "$PYTHON" benchmarks/report.py {} +
+    if [ "$status" -ne 0 ]; then
+        echo "benchmarks incomplete: status $status, the tables lack what failed or was not reached" >&2
+    fi
+    exit "$status"
+}
+
+if [ -n "${DATA:-}" ]; then
+    echo "== correctness"
+    timeout 120 "$PYTHON" -m pytest -q -p no:cacheprovider tests/data/test_cuda.py
+    measure data 100 benchmarks/test_data.py
+    report
+fi
 
 echo "== correctness"
 # The tests that need no GPU run elsewhere: interpreted kernels, compilation for other devices, CPU tensors.
@@ -53,28 +85,8 @@ else
     echo "not installed: skipped"
 fi
 
-runs=$(mktemp -d)
-trap 'rm -rf "$runs"' EXIT
-status=0
-
-# measure NAME PERCENT TEST...: in a part of the time that is left.
-measure() {
-    local name=$1 seconds=$(((LIMIT - SECONDS) * $2 / 100))
-    seconds=$((seconds > 0 ? seconds : 1)) # 0 would mean no limit
-    shift 2
-    echo "== $name"
-    # An interrupt, unlike a kill, lets pytest write what it has measured.
-    timeout --signal=INT --kill-after=10 "$seconds" "$PYTHON" -m pytest -q -p no:cacheprovider "$@" \
-        --benchmark-json="$runs/$name.json" --benchmark-columns=median,iqr || status=$?
-}
-
 measure ops 60 benchmarks/test_ops.py benchmarks/test_peers.py -k "${SIZES:-B32-T8} or pgd_attack"
 measure steps 75 benchmarks/test_steps.py -k "${STEPS:-tsm and B32 and T8}"
 measure switches 100 benchmarks/test_switches.py
 
-echo "== report"
-find "$runs" -name '*.json' -not -empty -exec "$PYTHON" benchmarks/report.py {} +
-if [ "$status" -ne 0 ]; then
-    echo "benchmarks incomplete: status $status, the tables lack what failed or was not reached" >&2
-fi
-exit "$status"
+report

@@ -1,5 +1,5 @@
-"""From the JSON of test_ops.py, test_steps.py and test_switches.py to benchmarks/results/<device>-<date>.json
-and Markdown tables.
+"""From the JSON of test_ops.py, test_steps.py, test_switches.py and test_data.py to
+benchmarks/results/<device>-<date>.json and Markdown tables.
 
 python benchmarks/report.py run.json [another.json ...]
 """
@@ -19,7 +19,8 @@ import triton
 RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parents[1]
 CLOCKS = ("driver_version", "clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem", "power.limit")
-KINDS = {"rows": "variant", "steps": "steps", "switches": "switches", "sgd": "sgd"}  # by a key only they have
+# By a key only they have.
+KINDS = {"rows": "variant", "steps": "steps", "switches": "switches", "sgd": "sgd", "data": "loaders"}
 
 
 def output_of(*command: str) -> str | None:
@@ -125,6 +126,22 @@ def sgd_table(case: dict) -> str:
     )
 
 
+def data_table(case: dict) -> str:
+    first, second = (row["loader"] for row in case["loaders"][:2])
+    return markdown(
+        f"loader | clips / s | against {first} | against {second}",
+        (
+            (
+                row["loader"],
+                f"{row['clips_per_second']:.1f}",
+                f"{row['against_first']:.2f}x",
+                f"{row['against_second']:.2f}x",
+            )
+            for row in case["loaders"]
+        ),
+    )
+
+
 def main(*paths: str) -> None:
     entries = [
         {"case": entry["group"], **entry["extra_info"]}
@@ -140,11 +157,13 @@ def main(*paths: str) -> None:
     print(", ".join(f"{key} {value}" for key, value in about.items() if value is not None))
     if results["rows"]:
         print(f"\n{ops_table(results['rows'])}")
-    for kind, table in (("steps", steps_table), ("switches", switches_table), ("sgd", sgd_table)):
+    for kind, table in TABLES.items():
         for case in results[kind]:
             print(f"\n{case['case']}\n\n{table(case)}")
     print(f"\nwritten: {target.relative_to(ROOT)}")
 
+
+TABLES = {"steps": steps_table, "switches": switches_table, "sgd": sgd_table, "data": data_table}
 
 if __name__ == "__main__":
     main(*sys.argv[1:])

@@ -1,73 +1,165 @@
-"""Clips per second: ClipLoader against a PyTorch DataLoader over PyAV, equal plans and numbers of threads."""
+"""Clips per second: ClipLoader against PyTorch DataLoaders over PyAV and PIL with as many workers as threads.
+
+    pytest benchmarks/test_data.py --benchmark-json=run.json && python benchmarks/report.py run.json
+
+Synthetic files in the formats and frame sizes of Something-Something V2 (VP9 webm) and V1 (JPEG frames) and
+of Diving48 (H.264), in training views of 8 frames of 224 pixels. All loaders deliver the same views and are
+timed in turn. Timings never decide a test. REPEATS in the environment is the number of timed epochs, THREADS
+that of threads or workers.
+"""
+
+import os
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 import torch
 from av.video.reformatter import VideoReformatter
+from PIL import Image
 
-from taf_fast.data import ClipLoader, read_ssv2, scan
-from taf_fast.data.planner import plan
-from taf_fast.data.synth import write_ssv2
+from taf_fast.bench.measure import interleaved_seconds
+from taf_fast.data import DECODERS, ClipLoader, Manifest, read_dataset, scan
+from taf_fast.data.caching import write_cache
+from taf_fast.data.decoding.pyav import CONVERSION
+from taf_fast.data.synth import write
+from taf_fast.data.views.planner import ClipPlan, plan
 
-NUM_SEGMENTS, SIZE, BATCH_SIZE, THREADS = 8, 112, 16, 2
-# The frame size of Something-Something-V2 and a small one.
-FRAME_SIZES = {"427x240": (427, 240), "96x72": (96, 72)}
+NUM_SEGMENTS, SIZE, BATCH_SIZE = 8, 224, 8
+THREADS = int(os.environ.get("THREADS", 2))
+REPEATS = int(os.environ.get("REPEATS", 5))
+# Frame size (width, height), length in frames, training clips per class.
+FORMATS = {
+    "ssv2": ((427, 240), (36, 48), 8),
+    "ssv1": ((176, 100), (36, 48), 16),
+    "diving48": ((1280, 720), (60, 80), 2),
+}
 
 
-class PyAVClips(torch.utils.data.Dataset):
-    """The clips a training loader delivers in epoch 0, decoded by PyAV and resized by PyTorch."""
+class Clips(torch.utils.data.Dataset):
+    """The clips a training loader delivers in its first epoch."""
 
-    def __init__(self, manifest):
+    def __init__(self, manifest: Manifest, decode: Callable[[Path, ClipPlan], np.ndarray]):
         self.manifest = manifest
+        self.decode = decode
 
     def __len__(self) -> int:
         return len(self.manifest.clips)
 
     def __getitem__(self, position: int) -> tuple[torch.Tensor, int]:
         clip = self.manifest.clips[position]
-        plans = plan(clip, position, NUM_SEGMENTS, SIZE, seed=0, epoch=0, train=True)
-        wanted = set(plans.frames.tolist())
-        reformatter, frames = VideoReformatter(), {}
-        with av.open(str(clip.path)) as container:
-            container.streams.video[0].codec_context.thread_count = 1
-            for index, frame in enumerate(container.decode(video=0)):
-                if index in wanted:
-                    frames[index] = reformatter.reformat(frame, format="rgb24").to_ndarray()
-                if index == plans.frames[-1]:
-                    break
-        video = np.stack([frames[index] for index in plans.frames.tolist()])
-        crop = video[:, plans.y : plans.y + plans.height, plans.x : plans.x + plans.width]
-        pixels = torch.nn.functional.interpolate(
-            torch.from_numpy(crop).permute(0, 3, 1, 2), (SIZE, SIZE), mode="bilinear", antialias=True
-        )
-        return pixels.permute(0, 2, 3, 1), clip.label
+        wanted = plan(clip, position, NUM_SEGMENTS, SIZE, seed=0, epoch=0, train=True)
+        return torch.from_numpy(self.decode(clip.path, wanted)), clip.label
 
 
-@pytest.fixture(scope="module", params=FRAME_SIZES)
-def manifest(request, tmp_path_factory):
-    root = tmp_path_factory.mktemp("ssv2") / request.param
-    write_ssv2(root, train_per_class=16, val_per_class=0, size=FRAME_SIZES[request.param], frames=(36, 48))
-    return scan(read_ssv2(root, "train"))
+def whole_video(path: Path, wanted: ClipPlan) -> np.ndarray:
+    """As MMAction2 and others: every frame up to the last one becomes RGB, PIL resizes the wanted ones."""
+    frames = []
+    with av.open(str(path)) as container:
+        container.streams.video[0].codec_context.thread_count = 1
+        for frame in container.decode(video=0):
+            frames.append(frame.to_rgb().to_ndarray())
+            if len(frames) > wanted.frames[-1]:
+                break
+    return np.stack([resize_by_pil(Image.fromarray(frames[index]), wanted) for index in wanted.frames])
 
 
-def run_epoch(benchmark, loader, clips_of, total: int) -> None:
-    def epoch() -> None:
-        assert sum(len(clips_of(batch)) for batch in loader) == total
+def wanted_frames(path: Path, wanted: ClipPlan) -> np.ndarray:
+    """Only the wanted frames become RGB, as exactly as in this package; PyTorch resizes them at once."""
+    frames, reformatter = {}, VideoReformatter()
+    with av.open(str(path)) as container:
+        container.streams.video[0].codec_context.thread_count = 1
+        for index, frame in enumerate(container.decode(video=0)):
+            if index in wanted.frames:
+                frames[index] = reformatter.reformat(frame, **CONVERSION).to_ndarray()
+            if index == wanted.frames[-1]:
+                break
+    video = np.stack([frames[index] for index in wanted.frames.tolist()])
+    return resize_by_pytorch(video[:, wanted.y :, wanted.x :][:, : wanted.height, : wanted.width])
 
-    benchmark.pedantic(epoch, rounds=5, warmup_rounds=1)
-    benchmark.extra_info["clips_per_second"] = total / benchmark.stats.stats.median
+
+def pictures(path: Path, wanted: ClipPlan) -> np.ndarray:
+    """As the official code of TSM: PIL crops and resizes every frame."""
+    return np.stack([resize_by_pil(picture, wanted) for picture in opened(path, wanted)])
 
 
-def test_clip_loader(benchmark, manifest):
-    benchmark.group = f"{manifest.clips[0].width}x{manifest.clips[0].height} to {SIZE}, {THREADS} threads"
-    loader = ClipLoader(manifest, NUM_SEGMENTS, SIZE, BATCH_SIZE, train=True, threads=THREADS)
-    run_epoch(benchmark, loader, lambda batch: batch.clips, len(manifest.clips))
+def pictures_at_once(path: Path, wanted: ClipPlan) -> np.ndarray:
+    """PyTorch resizes all frames at once."""
+    return resize_by_pytorch(np.stack([crop(picture, wanted) for picture in opened(path, wanted)]))
 
 
-def test_pytorch_dataloader_with_pyav(benchmark, manifest):
-    benchmark.group = f"{manifest.clips[0].width}x{manifest.clips[0].height} to {SIZE}, {THREADS} threads"
-    loader = torch.utils.data.DataLoader(
-        PyAVClips(manifest), BATCH_SIZE, shuffle=True, num_workers=THREADS, persistent_workers=True
+def opened(folder: Path, wanted: ClipPlan) -> list[Image.Image]:
+    return [Image.open(folder / f"{index + 1:05d}.jpg").convert("RGB") for index in wanted.frames]
+
+
+def crop(picture: Image.Image, wanted: ClipPlan) -> Image.Image:
+    return picture.crop((wanted.x, wanted.y, wanted.x + wanted.width, wanted.y + wanted.height))
+
+
+def resize_by_pil(picture: Image.Image, wanted: ClipPlan) -> np.ndarray:
+    return np.asarray(crop(picture, wanted).resize((SIZE, SIZE), Image.Resampling.BILINEAR))
+
+
+def resize_by_pytorch(frames: np.ndarray) -> np.ndarray:
+    pixels = torch.nn.functional.interpolate(
+        torch.from_numpy(frames).permute(0, 3, 1, 2), (SIZE, SIZE), mode="bilinear", antialias=True
     )
-    run_epoch(benchmark, loader, lambda batch: batch[0], len(manifest.clips))
+    return pixels.permute(0, 2, 3, 1).numpy()
+
+
+def data_loader(manifest: Manifest, decode: Callable[[Path, ClipPlan], np.ndarray]):
+    return torch.utils.data.DataLoader(
+        Clips(manifest, decode), BATCH_SIZE, shuffle=True, num_workers=THREADS, persistent_workers=True
+    )
+
+
+def clip_loader(manifest: Manifest, decoder: str) -> ClipLoader:
+    return ClipLoader(manifest, NUM_SEGMENTS, SIZE, BATCH_SIZE, train=True, threads=THREADS, decoder=decoder)
+
+
+def loaders(manifest: Manifest, cache: Manifest) -> dict[str, Iterable]:
+    if manifest.clips[0].codec == "jpeg":
+        decoders = [pictures, pictures_at_once]
+    else:
+        decoders = [whole_video, wanted_frames]
+    peers = {f"DataLoader, {decode.__name__}": data_loader(manifest, decode) for decode in decoders}
+    decoders = DECODERS if torch.cuda.is_available() else ("pyav", "dali")
+    ours = {f"ClipLoader, {decoder}": clip_loader(manifest, decoder) for decoder in decoders}
+    ours["ClipLoader, cache"] = clip_loader(cache, "pyav")
+    return peers | ours
+
+
+def run(loader: Iterable) -> None:
+    for _ in loader:
+        pass
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_clips_per_second(benchmark, tmp_path, format):
+    size, frames, per_class = FORMATS[format]
+    write(tmp_path / format, per_class, 0, size, frames, format=format)
+    dataset = read_dataset(tmp_path / format, "train")
+    manifest = scan(dataset)
+    assert not manifest.defects
+    for _ in write_cache(tmp_path / "cache", [(dataset, manifest.clips)], THREADS):
+        pass
+    cache = scan(read_dataset(tmp_path / "cache", "train"))
+    benchmark.group = f"{format}, {size[0]} x {size[1]} to {SIZE} x {SIZE}, {THREADS} threads"
+
+    def measure() -> dict[str, float]:
+        calls = {name: partial(run, loader) for name, loader in loaders(manifest, cache).items()}
+        return interleaved_seconds(calls, REPEATS, torch.device("cpu"))
+
+    seconds = benchmark.pedantic(measure, rounds=1)
+    first, second = list(seconds.values())[:2]
+    benchmark.extra_info["loaders"] = [
+        {
+            "loader": name,
+            "clips_per_second": len(manifest.clips) / value,
+            "against_first": first / value,
+            "against_second": second / value,
+        }
+        for name, value in seconds.items()
+    ]

@@ -20,6 +20,11 @@ def rng(seed) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
+@pytest.fixture(params=["pyav", "dali"])
+def decoder(request) -> str:
+    return request.param
+
+
 @pytest.fixture(scope="session")
 def clean_root(tmp_path_factory) -> Path:
     """24 training and 16 validation clips of 10 to 20 frames at 96x72. Read only."""

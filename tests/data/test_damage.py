@@ -12,8 +12,7 @@ import pytest
 from data.video_files import encode
 
 from taf_fast.data import ClipLoader, DataError, Manifest, VideoDataset, read_ssv2, scan
-from taf_fast.data.annotations import Sample
-from taf_fast.data.probe import matroska_size
+from taf_fast.data.formats.annotations import Sample
 
 
 def audio_only(path: Path):
@@ -49,7 +48,7 @@ BEFORE_SCAN = {
     ),
     "zeros at the end": (
         lambda path: path.write_bytes(path.read_bytes()[:-2000] + bytes(2000)),
-        r"breaks off after \d.\d of \d.\d seconds",
+        r"damaged at byte \d+ of \d+",
     ),
     "header only": (lambda path: path.write_bytes(path.read_bytes()[:600]), "no frames|cannot be opened"),
     "too short": (lambda path: encode(path, "libvpx-vp9", 2), "has 2 frames, expected at least 3"),
@@ -89,7 +88,7 @@ def loader(manifest, **options) -> ClipLoader:
 
 @pytest.mark.parametrize("train", [True, False])
 def test_every_damage_is_named_and_the_good_clips_are_untouched(
-    copied_root, clean, train, rng, seed, by_id, assert_same_clips
+    copied_root, clean, train, rng, seed, by_id, assert_same_clips, decoder
 ):
     dataset = read_ssv2(copied_root, "train")
     before = damage(scan(dataset), BEFORE_SCAN, rng)
@@ -97,8 +96,8 @@ def test_every_damage_is_named_and_the_good_clips_are_untouched(
     assert_reasons(manifest.defects, before)
     later = damage(Manifest(manifest.classes, manifest.good), AFTER_SCAN, rng)
 
-    expected = by_id(loader(clean, train=train, seed=seed))
-    damaged = loader(manifest, train=train, seed=seed, batch_size=2)
+    expected = by_id(loader(clean, train=train, seed=seed, decoder=decoder))
+    damaged = loader(manifest, train=train, seed=seed, batch_size=2, decoder=decoder)
     delivered = by_id(damaged)
     assert_reasons(damaged.quarantined, before | later)
     assert_same_clips(delivered, {name: expected[name] for name in expected if name not in before | later})
@@ -106,47 +105,50 @@ def test_every_damage_is_named_and_the_good_clips_are_untouched(
     assert by_id(damaged).keys() == delivered.keys()
 
 
-def test_codecs_of_the_manifest_decode(tmp_path, by_id):
+def test_codecs_of_the_manifest_decode(tmp_path, by_id, decoder):
     files = {"libvpx": "webm", "libvpx-vp9": "webm", "mjpeg": "avi"}
     for codec, container in files.items():
         encode(tmp_path / codec, codec, 12, container)
     samples = tuple(Sample(codec, tmp_path / codec, 0) for codec in files)
     manifest = scan(VideoDataset(tmp_path, "train", ("a",), samples, "ssv2"))
     assert [(clip.codec, clip.frames) for clip in manifest.clips] == [("vp8", 12), ("vp9", 12), ("mjpeg", 12)]
-    assert by_id(loader(manifest)).keys() == files.keys()
+    assert by_id(loader(manifest, decoder=decoder)).keys() == files.keys()
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
         ({"width": 48}, "has frames of 96 x 72 pixels, expected 48 x 72"),
-        ({"width": 400, "height": 400}, "cannot be decoded: Slice can't be placed out of bounds"),
-        ({"frames": 60}, "cannot be decoded: Unexpected out-of-bounds frame index"),
+        (
+            {"width": 400, "height": 400},
+            "has frames of 96 x 72 pixels, expected 400 x 400|Slice can't be placed out of bounds",
+        ),
+        ({"frames": 60}, r"\d\d frames come out, expected at least 57|Unexpected out-of-bounds frame index"),
     ],
 )
-def test_files_that_differ_from_the_manifest(clean, change, reason, by_id, assert_same_clips):
-    expected = by_id(loader(clean))
+def test_files_that_differ_from_the_manifest(clean, change, reason, by_id, assert_same_clips, decoder):
+    expected = by_id(loader(clean, decoder=decoder))
     clips = list(clean.clips)
     clips[5] = replace(clips[5], **change)
-    wrong = loader(Manifest(clean.classes, tuple(clips)))
+    wrong = loader(Manifest(clean.classes, tuple(clips)), decoder=decoder)
     delivered = by_id(wrong)
     assert_reasons(wrong.quarantined, {clips[5].id: reason})
     del expected[clips[5].id]
     assert_same_clips(delivered, expected)
 
 
-def test_a_file_replaced_by_another_codec_of_equal_size(copied_root, by_id):
+def test_a_file_replaced_by_another_codec_of_equal_size(copied_root, by_id, decoder):
     manifest = scan(read_ssv2(copied_root, "train"))
     clip = manifest.clips[3]
     encode(clip.path, "libx264", 12, "mp4", (32, 32))
     data = clip.path.read_bytes()
     clip.path.write_bytes(data[: clip.bytes] + bytes(max(0, clip.bytes - len(data))))
-    bad = loader(manifest)
+    bad = loader(manifest, decoder=decoder)
     by_id(bad)
-    assert_reasons(bad.quarantined, {clip.id: "cannot be decoded: Failed to create video decoder"})
+    assert_reasons(bad.quarantined, {clip.id: "cannot be decoded|has frames of 32 x 32 pixels"})
 
 
-def test_batch_without_a_good_clip_is_skipped(copied_root, by_id):
+def test_evaluation_skips_a_batch_without_a_good_clip(copied_root):
     manifest = scan(read_ssv2(copied_root, "train"))
     for clip in manifest.clips[4:8]:
         clip.path.unlink()
@@ -154,6 +156,43 @@ def test_batch_without_a_good_clip_is_skipped(copied_root, by_id):
     assert len(bad) == 6
     assert [len(batch.ids) for batch in bad] == [4] * 5
     assert (bad.epoch, bad.iteration) == (1, 0)
+
+
+@pytest.mark.parametrize("step", [0, 2])
+def test_ranks_train_equally_many_steps_whatever_is_bad(copied_root, clean, seed, step, by_id):
+    """In a batch without a good clip comes the next good one of its rank, in this and in later epochs."""
+    manifest = scan(read_ssv2(copied_root, "train"))
+    options = {"train": True, "seed": seed, "batch_size": 4, "world_size": 2}
+    expected = [[batch.ids for batch in loader(clean, **options, rank=rank)] for rank in (0, 1)]
+    assert [len(batches) for batches in expected] == [3, 3]
+    following = expected[1][(step + 1) % 3]
+    bad = {*expected[1][step], following[0]}
+    for clip in manifest.clips:
+        if clip.id in bad:
+            clip.path.unlink()
+    ranks = [loader(manifest, **options, rank=rank) for rank in (0, 1)]
+    first, second = ([batch.ids for batch in rank] for rank in ranks)
+    assert first == expected[0]
+    assert second[step] == [following[1]] and second[(step + 1) % 3] == following[1:]
+    assert ranks[1].quarantined.keys() == bad
+    for rank in ranks:
+        again = [batch.ids for batch in rank]
+        assert (
+            len(again) == 3
+            and all(again)
+            and not bad & {name for ids in again for name in ids} - (bad if rank is ranks[0] else set())
+        )
+
+
+def test_a_rank_without_any_good_clip_takes_the_other_ranks(copied_root, clean, seed):
+    options = {"train": True, "seed": seed, "batch_size": 4, "world_size": 2}
+    mine = {name for batch in loader(clean, **options, rank=1) for name in batch.ids}
+    manifest = scan(read_ssv2(copied_root, "train"))
+    for clip in manifest.clips:
+        if clip.id in mine:
+            clip.path.unlink()
+    delivered = [batch.ids for batch in loader(manifest, **options, rank=1)]
+    assert len(delivered) == 3 and all(len(ids) == 1 and not mine & set(ids) for ids in delivered)
 
 
 def test_too_many_bad_clips_stop_the_run_with_the_list(copied_root):
@@ -195,40 +234,31 @@ def test_no_good_clip_at_all(copied_root):
         loader(Manifest(("a",), ()))
 
 
-def test_errors_grow_no_memory(copied_root):
-    """100 batches in which DALI fails, through one loader."""
+def test_errors_grow_no_memory(copied_root, decoder):
+    """Two thousand clips that cannot be decoded, through one loader."""
     manifest = scan(read_ssv2(copied_root, "validation"))
-    for clip in manifest.clips[::4]:
+    for clip in manifest.clips[1:]:
         overwrite_end(clip.path, 0.2)
-    failing = loader(manifest, size=112)
+    failing = loader(manifest, size=112, decoder=decoder, quarantine_limit=1)
     start = failing.state_dict()
 
-    def fail(times: int) -> float:
-        for _ in range(times):
+    def fail() -> float:
+        """MiB in use after 150 errors."""
+        for _ in range(10):
             failing.load_state_dict(start)
-            assert [len(batch.ids) for batch in failing] == [3] * 4
+            assert [len(batch.ids) for batch in failing] == [1]
+        assert len(failing.quarantined) == 15
         return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
 
-    before = fail(10)
-    assert fail(25) - before < 40
+    used = [fail() for _ in range(14)]
+    # Allocators take some time to settle; a batch kept for every request would be 1.2 MiB, 470 in all.
+    assert used[-1] - used[3] < 60
 
 
-def test_real_corrupted_file(real_clip, clean, tmp_path, by_id):
+def test_real_corrupted_file(real_clip, clean, tmp_path, by_id, decoder):
     samples = (Sample("bad", real_clip("corrupted.mp4"), 0), Sample("good", clean.clips[0].path, 0))
     manifest = scan(VideoDataset(tmp_path, "train", ("a",), samples, "ssv2"))
     assert not manifest.defects
-    damaged = loader(manifest)
+    damaged = loader(manifest, decoder=decoder)
     assert by_id(damaged).keys() == {"good"}
     assert_reasons(damaged.quarantined, {"bad": "cannot be decoded: Invalid data"})
-
-
-def test_matroska_size_of_any_bytes(clean, rng):
-    data = clean.clips[0].path.read_bytes()
-    assert matroska_size(data[:4096]) == len(data)
-    for _ in range(300):
-        head = bytearray(data[: rng.integers(0, 80)])
-        for at in rng.integers(0, max(1, len(head)), 3):
-            if len(head) > 4:
-                head[max(4, at)] = rng.integers(256)
-        matroska_size(bytes(head))
-    assert matroska_size(b"\x1a\x45\xdf\xa3\x80\x18\x53\x80\x67\x01" + b"\xff" * 7) is None

@@ -1,5 +1,7 @@
 """Files to decode: small videos in any codec, and what is in them by PyAV and PIL alone."""
 
+from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -22,19 +24,24 @@ def encode(
     rotation: int | None = None,
     pixels: str = "yuv420p",
     mirror: bool = False,
+    times: Sequence[int] | None = None,
 ) -> None:
-    """A video of one clip; players are to turn it by ``rotation`` (counter-clockwise) and to mirror it."""
+    """A video of one clip; players are to turn it by ``rotation`` (counter-clockwise) and to mirror it, and
+    to show frame i at ``times[i]`` milliseconds instead of 12 a second."""
     images, _ = draw_clip("Moving [something] from left to right", np.random.default_rng(0), frames, *size)
     # The index in front, so that a cut mp4 can still be opened.
     options = {"movflags": "faststart"} if container == "mp4" else {}
     with av.open(str(path), "w", format=container, options=options) as output:
-        stream = output.add_stream(codec, rate=12)
+        stream = output.add_stream(codec, rate=12 if times is None else 1000)
         stream.width, stream.height = size
         stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else pixels
         if rotation is not None:
             stream.set_display_rotation(rotation, hflip=mirror)
-        for image in images:
-            output.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        for index, image in enumerate(images):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            if times is not None:
+                frame.pts, frame.time_base = times[index], Fraction(1, 1000)
+            output.mux(stream.encode(frame))
         output.mux(stream.encode())
 
 

@@ -3,8 +3,8 @@
 import numpy as np
 
 
-def _weights(length: int, size: int) -> np.ndarray:
-    """[size, length]: taps outside the picture count for its edge pixel (PIL leaves them out instead)."""
+def _weights(length: int, size: int, repeat_edges: bool) -> np.ndarray:
+    """[size, length]: taps outside the picture count for its edge pixel, or are left out."""
     scale = length / size
     support = max(1.0, scale)
     weights = np.zeros((size, length))
@@ -12,11 +12,14 @@ def _weights(length: int, size: int) -> np.ndarray:
         centre = (i + 0.5) * scale
         for tap in range(int(centre - support) - 2, int(centre + support) + 3):
             weight = max(0.0, 1 - abs(tap + 0.5 - centre) / support)
-            weights[i, min(max(tap, 0), length - 1)] += weight
+            inside = min(max(tap, 0), length - 1)
+            if repeat_edges or tap == inside:
+                weights[i, inside] += weight
     return weights / weights.sum(1, keepdims=True)
 
 
-def triangle(frames: np.ndarray, size: int) -> np.ndarray:
-    """[F, H, W, C] to float64 [F, size, size, C], not rounded."""
+def triangle(frames: np.ndarray, size: int, repeat_edges: bool) -> np.ndarray:
+    """[F, H, W, C] to float64 [F, size, size, C], not rounded; DALI repeats edges, PIL and PyTorch do not."""
     _, height, width, _ = frames.shape
-    return np.einsum("yh,fhwc,xw->fyxc", _weights(height, size), frames, _weights(width, size), optimize=True)
+    weights = [_weights(length, size, repeat_edges) for length in (height, width)]
+    return np.einsum("yh,fhwc,xw->fyxc", weights[0], frames, weights[1], optimize=True)

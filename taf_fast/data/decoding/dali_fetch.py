@@ -1,29 +1,22 @@
-"""From planned clips to pixels, in the background: bad clips come back as reasons, never as exceptions."""
+"""Fetching clips through DALI, which decodes what its build can and resizes what PyAV and PIL decode."""
 
 import re
-from collections.abc import Set
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 
-from .colour import apply_colours
-from .errors import DataError, different_size
-from .manifest import Clip
-from .pipeline import ClipDecoder
-from .planner import ClipPlan
-from .sources import VIDEO, kind, read
+from taf_fast.data.errors import DataError, different_size
+from taf_fast.data.scanning.manifest import Clip
+from taf_fast.data.views.colour import apply_colours
+from taf_fast.data.views.planner import ClipPlan
 
-
-@dataclass(frozen=True)
-class Fetched:
-    """Clips that could be read: uint8 ``[len(rows), T, size, size, 3]`` (None without any), their rows in the
-    request in ascending order, and the reason of every other row."""
-
-    clips: torch.Tensor | None
-    rows: list[int]
-    failures: dict[int, str]
+from .dali_graph import ClipDecoder
+from .dali_sources import VIDEO, kind, read
+from .fetch import Fetched
 
 
 @dataclass(frozen=True)
@@ -35,19 +28,26 @@ class _Request:
     reads: list[Future]
 
 
-class ClipFetcher:
-    """Reads clips of ``kinds`` in ``threads`` threads and decodes them batch by batch, in the order of
-    submission."""
+class DaliFetcher:
+    """What ClipFetcher (``fetch.py``) does, for ``clips`` and at most ``batch_size`` at once,
+    on the CPU or, with a ``device_id``, on that GPU."""
 
-    def __init__(self, kinds: Set[str], size: int, batch_size: int, threads: int):
-        self._batch = {kind: ClipDecoder(kind, size, batch_size, threads) for kind in kinds}
-        self._single = {kind: ClipDecoder(kind, size, batch_size=1, threads=1) for kind in kinds}
+    def __init__(
+        self, clips: Iterable[Clip], size: int, batch_size: int, threads: int, device_id: int | None = None
+    ):
+        self._kind = partial(kind, on_gpu=device_id is not None)
+        kinds = set(map(self._kind, clips))
+        self._batch = {name: ClipDecoder(name, size, batch_size, threads, device_id) for name in kinds}
+        self._single = {name: ClipDecoder(name, size, 1, 1, device_id) for name in kinds}
         self._readers = ThreadPoolExecutor(threads)
         self._decoding = ThreadPoolExecutor(1)
 
     def submit(self, clips: list[Clip], plans: list[ClipPlan]) -> "Future[Fetched]":
-        """Starts reading a batch of at most ``batch_size`` clips."""
-        reads = [self._readers.submit(read, clip, plan) for clip, plan in zip(clips, plans, strict=True)]
+        """Starts reading a batch."""
+        reads = [
+            self._readers.submit(read, clip, plan, self._kind(clip))
+            for clip, plan in zip(clips, plans, strict=True)
+        ]
         return self._decoding.submit(self._decode, _Request(clips, plans, reads))
 
     def _decode(self, request: _Request) -> Fetched:
@@ -59,7 +59,7 @@ class ClipFetcher:
             except DataError as error:
                 failures[row] = str(error)
             else:
-                sources.setdefault(kind(clip), {})[row] = source
+                sources.setdefault(self._kind(clip), {})[row] = source
         parts = [self._decode_kind(name, request, rows, failures) for name, rows in sources.items()]
         parts = [(rows, pixels) for rows, pixels in parts if rows]
         rows = [row for rows, _ in parts for row in rows]
@@ -72,7 +72,9 @@ class ClipFetcher:
         for index, row in enumerate(rows):
             colours = request.plans[row].colours
             if colours is not None:
-                pixels[index] = apply_colours(pixels[index], colours)
+                frames = pixels[index].cpu()  # the same memory if it is there already
+                apply_colours(frames.numpy(), colours)
+                pixels[index] = frames
         return Fetched(pixels, rows, failures)
 
     def _decode_kind(

@@ -1,0 +1,1 @@
+"""From planned clips to pixels."""
