@@ -1,0 +1,47 @@
+"""The command `taf-fast scan --cache`: a cache is a data set to all commands."""
+
+import shutil
+from functools import partial
+
+import pytest
+from run_command import error_of, finetune_arguments, output_of, taf_fast
+
+from taf_fast.data.cache import INDEX
+
+
+@pytest.fixture
+def output(capsys, monkeypatch):
+    return partial(output_of, capsys, monkeypatch)
+
+
+@pytest.fixture
+def error(capsys, monkeypatch):
+    return partial(error_of, capsys, monkeypatch)
+
+
+def test_a_cache_is_written_verified_and_trained_on(dataset, tmp_path, output, error):
+    data = shutil.copytree(dataset, tmp_path / "data")
+    scan = ("scan", "--data", data, "--workers", 1)
+    folder = tmp_path / "cache"
+    printed = output(*scan, "--cache", folder)
+    assert f"{folder}: 32 of 32 clips" in printed
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    assert f"{folder}: 32 of 32 clips" in output(*scan, "--cache", folder)
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+    assert f"0 of 32 clips differ from {folder / INDEX}" in output("scan", "--data", folder, "--verify")
+    assert "is a cache, of which all is known" in error("scan", "--data", folder)
+    assert "--verify writes nothing" in error(*scan, "--cache", folder, "--verify")
+    assert "data is not empty, expected a new folder or a cache" in error(*scan, "--cache", data)
+
+    output(*finetune_arguments(folder, tmp_path / "run", epochs=1))
+    weights = tmp_path / "run" / "model.safetensors"
+    assert "top-1" in output("evaluate", "--data", folder, "--checkpoint", weights, "--device", "cpu")
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+    pack = folder / "frames-00000.jpegs"
+    content = bytearray(pack.read_bytes())
+    content[len(content) // 2] ^= 1
+    pack.write_bytes(content)
+    found = taf_fast("scan", "--data", folder, "--verify")
+    assert found.returncode == 1 and "1 of 32 clips differ" in found.stdout
