@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .ssv2 import label_text
+from .formats.ssv2 import label_text
 from .synth_formats import FORMATS, Written
 
 SHAPES = ("disc", "square", "diamond", "ring", "cross", "triangle")

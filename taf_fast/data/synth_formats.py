@@ -9,7 +9,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from .ssv2 import label_text
+from .formats.ssv2 import label_text
 
 FPS = 12
 

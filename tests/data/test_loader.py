@@ -62,6 +62,14 @@ def test_fewer_clips_than_a_batch_are_delivered(clean):
     assert len(batch.ids) == 24
 
 
+@pytest.mark.parametrize(("drop_last", "sizes"), [(None, [10, 10]), (True, [10, 10]), (False, [10, 10, 4])])
+def test_the_incomplete_last_batch_is_a_choice(clean, seed, drop_last, sizes):
+    batches = list(loader(clean, train=True, seed=seed, batch_size=10, drop_last=drop_last))
+    assert [len(batch.ids) for batch in batches] == sizes
+    batches = list(loader(clean, train=False, batch_size=10, drop_last=drop_last))
+    assert [len(batch.ids) for batch in batches] == ([10, 10] if drop_last else [10, 10, 4])
+
+
 def test_batches_stay_intact_while_later_ones_are_decoded(clean):
     loading = loader(clean)
     batches = [(batch.clips, batch.clips.clone()) for _ in range(5) for batch in loading]
@@ -215,4 +223,4 @@ def test_dali_is_imported_by_need_and_its_absence_explained(clean, monkeypatch):
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     monkeypatch.setitem(sys.modules, "nvidia.dali", None)
     with pytest.raises(ImportError, match=r"pip install taf_fast\[dali\]"):
-        loader(clean)
+        loader(clean, decoder="dali")

@@ -8,7 +8,7 @@ import pytest
 from data.video_files import decode
 
 from taf_fast.data import raw_ssv1_classes, read_dataset, read_ssv2, scan
-from taf_fast.data.ssv2 import label_text
+from taf_fast.data.formats.ssv2 import label_text
 from taf_fast.data.synth import LONG_TERM, ORDERS, draw_clip, write, write_diving48, write_ssv2
 
 
