@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -10,14 +11,22 @@ import torch
 import typer
 
 from taf_fast import models
-from taf_fast.data import ClipLoader, DataError, raw_ssv1_classes, read_dataset, scan
-from taf_fast.models import CheckpointError
+from taf_fast.data import (
+    ClipLoader,
+    EvaluationViews,
+    TrainingView,
+    raw_ssv1_classes,
+    read_dataset,
+    read_manifest,
+    scan,
+)
+from taf_fast.files import write_atomically, write_text
 from taf_fast.precision import PRECISIONS
+from taf_fast.run import ranks
 from taf_fast.run.checkpoint import read_info
 from taf_fast.run.config import FinetuneConfig, RunError
-from taf_fast.run.files import write_atomically, write_text
 from taf_fast.run.model import build_model
-from taf_fast.run.recipes import NAMES, read_recipe
+from taf_fast.run.recipes import NAMES, official_sampling, read_recipe
 
 app = typer.Typer(
     help="Temporal Adversarial Fine-tuning of video models.", no_args_is_help=True, add_completion=False
@@ -28,6 +37,10 @@ ClassOrder = Annotated[
     str | None,
     typer.Option(help="Of the checkpoint: alphabetical, or raw, as in Something-Something V1's labels file."),
 ]
+ManifestOption = Annotated[
+    Path | None,
+    typer.Option(help="File of taf-fast scan. Default: taf_fast_manifest.jsonl in --data, if it is there."),
+]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ... Default: cuda if there is one.")]
 Trust = Annotated[bool, typer.Option(help="Run the code a torch.save checkpoint may hold.")]
 Threads = Annotated[int, typer.Option(help="Threads that decode.")]
@@ -35,11 +48,13 @@ Threads = Annotated[int, typer.Option(help="Threads that decode.")]
 
 def main() -> None:
     """Run the command line; what the user can mend is one line on stderr and exit status 2."""
-    try:
-        app()
-    except (RunError, DataError, CheckpointError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    with ranks.joined():
+        try:
+            with ranks.together():
+                app()
+        except ranks.USER_ERRORS as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
 
 
 @app.command()
@@ -68,6 +83,45 @@ def synth(
     print(f"wrote {out}")
 
 
+@app.command("scan")
+def scan_command(
+    data: Data,
+    manifest: Annotated[
+        Path | None,
+        typer.Option(help="File to keep what is seen in. Default: taf_fast_manifest.jsonl in --data."),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes that look. Default: one per CPU.", min=1)
+    ] = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(
+            help="Then decode all clips into this folder, which is a data set to the other commands."
+        ),
+    ] = None,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify", help="Write nothing; name the clips that changed and exit with status 1 if any did."
+        ),
+    ] = False,
+) -> None:
+    """Look at every clip once: what finetune, evaluate and attention then need not do again."""
+    from taf_fast.run import scan as run
+    from taf_fast.run.cache import cache as write_cache
+
+    workers = workers or os.cpu_count() or 1
+    if verify:
+        if cache is not None:
+            raise RunError("--verify writes nothing: give the folder of a cache as --data to verify it")
+        if not run.verify(data, manifest, workers):
+            raise typer.Exit(1)
+        return
+    run.scan(data, manifest, workers)
+    if cache is not None:
+        write_cache(data, manifest, cache, workers)
+
+
 _DEFAULT = {field.name: field.default for field in dataclasses.fields(FinetuneConfig)}
 
 
@@ -85,6 +139,7 @@ def finetune(
         str | None, typer.Option(help="The paper's values by name, or a YAML file; see taf-fast recipes.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run. Default: runs/RECIPE.")] = None,
+    manifest: ManifestOption = None,
     checkpoint: Annotated[
         Path | None,
         typer.Option(
@@ -102,7 +157,7 @@ def finetune(
         int | None, typer.Option(help="Side of the crops in pixels. Default: as for model.")
     ] = None,
     epochs: Annotated[int | None, _value("epochs")] = None,
-    batch_size: Annotated[int | None, _value("batch_size")] = None,
+    batch_size: Annotated[int | None, _value("batch_size", "Clips per step, of all GPUs together.")] = None,
     lr: Annotated[float | None, _value("lr")] = None,
     lr_step: Annotated[
         list[int] | None,
@@ -134,6 +189,7 @@ def finetune(
     device: Device = None,
     compile: Annotated[bool | None, typer.Option(help="torch.compile. Default: on a GPU only.")] = None,
     precision: Annotated[str | None, _value("precision", "Of training: float32 or bfloat16.")] = None,
+    decoder: Annotated[str | None, _value("decoder", "pyav, dali or, on a GPU, mixed.")] = None,
     threads: Threads = _DEFAULT["threads"],
     checkpoint_every: Annotated[int, typer.Option(help="Steps.")] = _DEFAULT["checkpoint_every"],
     quarantine_limit: Annotated[
@@ -152,7 +208,7 @@ def finetune(
         if recipe is None:
             raise RunError("--out is missing: without --recipe the folder of the run must be given")
         given["out"] = Path("runs") / Path(recipe).stem
-    given |= {name: str(given[name]) for name in ("data", "out", "checkpoint") if name in given}
+    given |= {name: str(given[name]) for name in ("data", "out", "manifest", "checkpoint") if name in given}
     given["device"] = str(_device(device))
     given.setdefault("compile", given["device"].startswith("cuda"))
     values = {} if recipe is None else read_recipe(recipe)
@@ -182,30 +238,52 @@ def evaluate(
     ],
     num_segments: Annotated[int | None, typer.Option(help="Default: the checkpoint's, or 8.")] = None,
     size: Annotated[int | None, typer.Option(help="In pixels. Default: the checkpoint's, or 224.")] = None,
+    crops: Annotated[
+        int, typer.Option(help="1: the centre. 3: squares of the whole short side, larger by 256/224.")
+    ] = 1,
+    clips: Annotated[int, typer.Option(help="1, or the 2 of the model's official test.")] = 1,
     class_order: ClassOrder = None,
     out: Annotated[Path | None, typer.Option(help="JSON file for the scores.")] = None,
-    batch_size: int = 32,
+    manifest: ManifestOption = None,
+    batch_size: Annotated[int, typer.Option(help="Clips at once on each device, with their crops.")] = 32,
     device: Device = None,
     threads: Threads = 2,
     trust_checkpoint: Trust = False,
 ) -> None:
-    """Top-1, top-5 and loss on the validation videos: one clip, one centre crop each."""
+    """Top-1, top-5 and loss on the validation videos, by the mean logits of their crops and clips."""
     from taf_fast.run.evaluate import evaluate as run
 
+    try:
+        views = EvaluationViews(crops, clips)
+    except ValueError as error:
+        raise RunError(str(error)) from None
     known = _known(checkpoint, trust_checkpoint)
     num_segments = num_segments or known.get("num_segments", _DEFAULT["num_segments"])
     size = size or known.get("size", _DEFAULT["size"])
     dataset = read_dataset(data, "validation")
     model = build_model(dataset, known["model"], num_segments, checkpoint, class_order, trust_checkpoint)
-    manifest = scan(dataset)
-    chosen = _device(device)
-    loader = ClipLoader(manifest, num_segments, size, batch_size, train=False, threads=threads)
+    scanned = ranks.from_first(lambda: scan(dataset, known=read_manifest(data, manifest)))
+    chosen = ranks.own_device(str(_device(device)))
+    view = TrainingView(official_sampling(known["model"]))
+    loader = ClipLoader(
+        scanned,
+        num_segments,
+        size,
+        batch_size,
+        train=False,
+        threads=threads,
+        rank=ranks.rank(),
+        world_size=ranks.count(),
+        view=view,
+        views=views,
+    )
     scores = run(model.to(chosen), loader, chosen)
     _print_scores(scores)
-    for name, reason in loader.quarantined.items():
+    quarantined = ranks.union(loader.quarantined)
+    for name, reason in quarantined.items():
         print(f"left out {name}: {reason}")
-    if out is not None:
-        values = dataclasses.asdict(scores) | {"quarantined": loader.quarantined}
+    if out is not None and ranks.first():
+        values = dataclasses.asdict(scores) | {"quarantined": quarantined}
         write_text(out, json.dumps(values))
 
 
@@ -304,7 +382,7 @@ def attention(
     names = [path.parent.name or path.stem for path in checkpoint]
     if len(set(names)) < len(names):
         names = [str(path) for path in checkpoint]
-    manifest = scan(read_dataset(data, "validation"))
+    manifest = scan(read_dataset(data, "validation"), known=read_manifest(data))
     draw_attention(out, manifest, clip, dict(zip(names, checkpoint, strict=True)))
     print(f"wrote {out}")
 
@@ -321,7 +399,7 @@ def _device(name: str | None) -> torch.device:
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=name)
+        torch.empty(0, device=ranks.own_device(name))
     except (RuntimeError, AssertionError) as error:
         raise RunError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from None
     return torch.device(name)

@@ -11,10 +11,10 @@ from rich.table import Table
 
 from taf_fast.data import read_ssv2, scan
 from taf_fast.data.synth import LONG_TERM, ORDERS, write_ssv2
+from taf_fast.files import write_text
 from taf_fast.report.attention import draw_attention
 from taf_fast.report.curves import draw_loss_curves
 from taf_fast.run.config import FinetuneConfig
-from taf_fast.run.files import write_text
 from taf_fast.run.finetune import Result, finetune
 from taf_fast.run.progress import Progress
 

@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from taf_fast import models
+from taf_fast.files import write_atomically
 from taf_fast.models import CheckpointError
-from taf_fast.run.files import write_atomically
 
 _KEY = "taf_fast"
 
@@ -85,14 +85,18 @@ def require_classes(path: Path, info: ModelInfo, classes: tuple[str, ...]) -> No
 
 
 def save_state(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, generators: dict, position: dict
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    generators: dict[str, Tensor],
+    position: dict,
 ) -> None:
     """Write all a run needs to go on as if it had never stopped.
 
     Args:
         model: adversarial batch norms included.
         optimizer: its per-parameter tensors (the momentum) are kept by the parameters' names.
-        generators: name -> ``torch.Generator``.
+        generators: name -> what ``get_state`` of a ``torch.Generator`` gave.
         position: whatever else, JSON-able: step, data position, quarantine.
     """
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
@@ -100,13 +104,15 @@ def save_state(
         for key, value in optimizer.state.get(parameter, {}).items():
             if isinstance(value, Tensor):
                 tensors[f"optimizer.{key}.{name}"] = value
-    for name, generator in generators.items():
-        tensors[f"generator.{name}"] = generator.get_state()
+    for name, state in generators.items():
+        tensors[f"generator.{name}"] = state
     _write(path, tensors, json.dumps(position))
 
 
-def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, generators: dict) -> dict:
-    """Put a state of :func:`save_state` back in place; returns its position.
+def load_state(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[dict, dict[str, Tensor]]:
+    """Put a state of :func:`save_state` back in place; returns its position and generators.
 
     Raises:
         CheckpointError: damaged file, or one of another model.
@@ -126,9 +132,7 @@ def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, g
         parameter = parameters[rest]
         # Optimisers are fast, and fused ones right, where all they update together lies in memory alike.
         optimizer.state[parameter][key] = torch.empty_like(parameter).copy_(tensor)
-    for name, generator in generators.items():
-        generator.set_state(groups["generator"][name])
-    return json.loads(header)
+    return json.loads(header), groups["generator"]
 
 
 def _write(path: Path, tensors: dict[str, Tensor], header: str) -> None:

@@ -9,7 +9,7 @@ import yaml
 
 from taf_fast import models
 from taf_fast.augment import TemporalAugment
-from taf_fast.data import TrainingView
+from taf_fast.data import DECODERS, TrainingView
 from taf_fast.precision import PRECISIONS
 from taf_fast.step import COMPOSITIONS
 
@@ -21,7 +21,7 @@ class RunError(ValueError):
 CLASS_ORDERS = ("alphabetical", "raw")
 
 # What may differ between a run and its resumption without changing what is computed.
-_FREE = {"out", "threads", "checkpoint_every", "quarantine_limit"}
+_FREE = {"out", "manifest", "threads", "checkpoint_every", "quarantine_limit"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,15 +31,19 @@ class FinetuneConfig:
     Epsilon and step size are in pixels of range [0,1]. The attack's options are those of
     :class:`taf_fast.TemporalAugment`, alpha and composition those of :class:`taf_fast.TAFStep`,
     sampling, crop, flip, swap and colour those of :class:`taf_fast.data.TrainingView`.
+    ``manifest`` is a file of ``taf-fast scan``; None for the one in the data's folder, if there is one.
     ``dataset`` is the format the data must be in; None for whichever they are in. ``class_order`` is the
     checkpoint's: "alphabetical" as here, or "raw" as in the labels file of Something-Something V1.
+    ``batch_size`` is that of a step, which ranks divide among them. Of the clips that ``quarantine_limit``
+    allows to be bad, a rank counts its own and those that the others had met at the last saved state.
     ``dropout`` None is the model family's. ``precision`` is that of training steps;
-    evaluation is in float32.
+    evaluation is in float32. ``decoder`` is that of :class:`taf_fast.data.ClipLoader`.
     Defaults: the paper's protocol for TSM on Something-Something.
     """
 
     data: str
     out: str
+    manifest: str | None = None
     dataset: str | None = None
     checkpoint: str | None = None
     class_order: str | None = None
@@ -74,6 +78,7 @@ class FinetuneConfig:
     device: str = "cpu"
     compile: bool = False
     precision: str = "float32"
+    decoder: str = "pyav"
     threads: int = 2
     checkpoint_every: int = 200
     quarantine_limit: float = 0.1
@@ -99,6 +104,9 @@ class FinetuneConfig:
         require(0 <= self.alpha <= 1, "alpha", "between 0 and 1")
         require(self.composition in COMPOSITIONS, "composition", f"one of {', '.join(COMPOSITIONS)}")
         require(self.precision in PRECISIONS, "precision", f"one of {', '.join(PRECISIONS)}")
+        require(self.decoder in DECODERS, "decoder", f"one of {', '.join(DECODERS)}")
+        on_gpu = self.device.startswith("cuda")
+        require(self.decoder != "mixed" or on_gpu, "decoder", f"pyav or dali on device {self.device}")
         require(0 <= self.quarantine_limit <= 1, "quarantine_limit", "a fraction between 0 and 1")
         require(
             self.num_frames is None or self.num_frames <= self.num_segments,

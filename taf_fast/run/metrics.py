@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from taf_fast.run.files import write_text
+from taf_fast.files import write_text
 
 
 class MetricsLog:

@@ -14,7 +14,7 @@ NAMES = tuple(sorted(path.stem for path in _FOLDER.glob("*.yaml")))
 
 # What belongs to one run or one machine, not to a recipe.
 _NOT_IN_RECIPES = {
-    *("data", "out", "checkpoint", "class_order", "device", "compile", "threads"),
+    *("data", "out", "manifest", "checkpoint", "class_order", "device", "compile", "decoder", "threads"),
     *("checkpoint_every", "quarantine_limit"),
 }
 
@@ -50,6 +50,13 @@ def read_recipe(name_or_path: str) -> dict:
                     f"recipe {path}: {name} must be a number or a fraction as 64/255, got {values[name]!r}"
                 ) from None
     return tuples(values)
+
+
+def official_sampling(model: str) -> str:
+    """How the official code of a model, one of :data:`taf_fast.models.NAMES`, takes frames from a video:
+    ``sampling`` of :class:`taf_fast.data.TrainingView`."""
+    family = model.partition("_")[0]
+    return _read(_FOLDER / "base" / f"{family}.yaml")["sampling"]
 
 
 def _read(path: Path) -> dict:

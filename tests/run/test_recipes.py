@@ -18,8 +18,19 @@ FOLDER = Path(recipes.__file__).parents[1] / "recipes"
 
 # What has to be the user's, the machine's, or is ours to choose.
 NOT_OF_THE_PAPER = {
-    *("data", "out", "checkpoint", "class_order", "seed", "device", "compile", "precision"),
-    *("threads", "checkpoint_every", "quarantine_limit"),
+    *(
+        "data",
+        "out",
+        "manifest",
+        "checkpoint",
+        "class_order",
+        "seed",
+        "device",
+        "compile",
+        "precision",
+        "decoder",
+    ),
+    *("decoder", "threads", "checkpoint_every", "quarantine_limit"),
 }
 OPTIONAL = {"swap", "colour"}
 
