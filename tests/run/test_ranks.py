@@ -159,8 +159,8 @@ def test_equals_the_clips_of_both_ranks_in_one_process(dataset, finished, one_th
         attacked = sum(on(rank, batch, lambda count: 1.0)[1]["attacked"].item() for rank in (0, 1))
         assert (line["attacked"], line["clips"]) == (attacked, 4)
         # Eq. 7 has the mean over all attacked clips.
-        share = 2 / max(1, attacked)
-        both = [on(rank, batch, lambda count, share=share: count.double() * share) for rank in (0, 1)]
+        total = max(1, attacked)
+        both = [on(rank, batch, lambda count, total=total: count.double() * 2 / total) for rank in (0, 1)]
         copies, results, dropout, attack = map(list, zip(*both, strict=True))
         for name in ("loss", "clean_loss", "adv_loss"):
             assert line[name] == pytest.approx(sum(result[name].item() for result in results) / 2)
@@ -188,15 +188,16 @@ def test_killed_and_resumed_equals_uninterrupted(dataset, finished, torchrun, tw
     assert printed.count(f"stopped at step {stopped_at},") == 1 == printed.count("stopped")
 
     process = torchrun(*arguments)
-    wait_for_steps(out, process, stopped_at + 3)
+    wait_for_steps(out, process, stopped_at + 1)
     first, second = children(process)
     os.kill(second, signal.SIGKILL)
     process.communicate(timeout=SECONDS)
     assert process.returncode == 1 and len(steps_of(out)) < 12
     wait_for_end([first])
 
+    done = len(steps_of(out))
     process = torchrun(*arguments)
-    wait_for_steps(out, process, stopped_at + 4)
+    wait_for_steps(out, process, done + 1)
     both = children(process)
     process.kill()
     process.communicate(timeout=SECONDS)
@@ -229,7 +230,7 @@ def test_evaluates_as_one_process(dataset, finished, two_ranks, tmp_path, capsys
     assert output_of(capsys, monkeypatch, *arguments, tmp_path / "one") == printed
     assert printed.count("(7 videos)") == 1
     one, two = (json.loads((tmp_path / name).read_text()) for name in ("one", "two"))
-    assert two.pop("loss") == pytest.approx(one.pop("loss"), rel=1e-6) and two == one
+    assert two.pop("loss") == pytest.approx(one.pop("loss"), rel=1e-5) and two == one
 
 
 def test_a_clip_that_only_one_rank_finds_damaged(dataset, two_ranks, tmp_path, capsys, monkeypatch):
