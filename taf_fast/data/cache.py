@@ -1,8 +1,8 @@
 """A data set decoded once: its frames as JPEG pictures in few large files ("packs"), beside an index.
 
-The index is a header and one clip per line, as JSON: id, split and label, and either a defect or where its
-pictures are. They are in their pack before the line is in the index, so what a kill leaves is a shorter
-cache, which the next call goes on with; the last line says that all clips are there.
+The index is a header and one clip per line, as JSON: id, split, label, position in the data set and either a
+defect or where its pictures are. They are in their pack before the line is in the index, so what a kill
+leaves is a shorter cache, which the next call goes on with; the last line says that all clips are there.
 """
 
 import json
@@ -36,7 +36,8 @@ def read_cache(root: str | os.PathLike, split: str) -> VideoDataset:
     header, *lines = read_index(root)
     if not lines or lines[-1] != END:
         raise DataError(f"{root} is an unfinished cache: run taf-fast scan with --cache {root} to its end")
-    clips = tuple(clip_of_line(root, line) for line in lines[:-1] if line["split"] == split)
+    lines = sorted(lines[:-1], key=lambda line: line["position"])
+    clips = tuple(clip_of_line(root, line) for line in lines if line["split"] == split)
     ends: dict[Path, int] = {}
     for clip in clips:
         if clip.offsets is not None:

@@ -55,12 +55,14 @@ def _write(
         shutil.copy(labels, folder)  # the order of its names is the class order of some checkpoints
     done = {(line["split"], line["id"]) for line in lines}
     items = [item for item in clips.items() if item[0] not in done]
+    positions = {key: position for position, key in enumerate(clips)}
     packs = _Packs(folder, lines)
     begun = b"".join(map(_encoded, [header_of(dataset), *lines]))
     write_atomically(folder / INDEX, lambda temporary: temporary.write_bytes(begun))
     with (folder / INDEX).open("ab", buffering=0) as index:
         for ((split, name), clip), pictures in in_processes(_encode, items, workers):
-            line = {"split": split, "id": name, "label": clip.label, "source": clip.checksum}
+            line = {"split": split, "id": name, "label": clip.label}
+            line |= {"position": positions[split, name], "source": clip.checksum}
             if isinstance(pictures, list):
                 line |= packs.append(pictures)
             else:
