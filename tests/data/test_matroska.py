@@ -49,7 +49,7 @@ def test_an_overwritten_part_is_found(clean, video):
 
 def test_any_bytes_can_be_looked_at(clean, video, rng):
     content = clean.clips[0].path.read_bytes()
-    for _ in range(300):
+    for _ in range(1000):
         head = bytearray(content[: rng.integers(0, 300)])
         for at in rng.integers(0, max(1, len(head)), 3):
             if len(head) > 4:

@@ -20,7 +20,7 @@ def matroska_defect(path: Path) -> str | None:
     length = path.stat().st_size
     with path.open("rb") as file:
         header = _element(file)
-        if header is None or header[0] != _EBML or header[1] is None:
+        if header is None or header[0] != _EBML or header[1] is None or header[1] > length:
             return None
         file.seek(header[1], 1)
         segment = _element(file)
