@@ -157,7 +157,7 @@ def _small_enough(content: bytes, name: str, clip: Clip) -> bytes:
 
 def _jpeg(picture: Image.Image, clip: Clip) -> bytes:
     _check_size(picture, clip)
-    scale = min(1, SHORT_SIDE / min(picture.size))
+    scale = SHORT_SIDE / min(picture.size)
     if scale < 1:
         size = tuple(round(side * scale) for side in picture.size)
         picture = picture.resize(size, Image.Resampling.BILINEAR)

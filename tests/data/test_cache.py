@@ -1,5 +1,6 @@
 """The decoded cache: written, interrupted and read back."""
 
+import fcntl
 import io
 import json
 import os
@@ -146,6 +147,11 @@ def test_other_folders_and_other_data_are_refused(roots, copied_root, tmp_path):
     cached(roots["ssv2"], tmp_path / "cache")
     with pytest.raises(DataError, match="cache is the cache of other data: clip"):
         cached(roots["diving48"], tmp_path / "cache")
+    opened = os.open(tmp_path / "cache", os.O_RDONLY)
+    fcntl.flock(opened, fcntl.LOCK_EX)
+    with pytest.raises(DataError, match="cache is being written by another taf-fast scan"):
+        cached(roots["ssv2"], tmp_path / "cache")
+    os.close(opened)
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -39,6 +39,10 @@ def test_a_cache_is_written_verified_and_trained_on(dataset, tmp_path, output, e
     assert "top-1" in output("evaluate", "--data", folder, "--checkpoint", weights, "--device", "cpu")
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
+    video = next(data.rglob("*.webm"))
+    shutil.copy(next(other for other in data.rglob("*.webm") if other != video), video)
+    assert f"{folder} is the cache of other data: clip {video.stem}" in error(*scan, "--cache", folder)
+
     pack = folder / "frames-00000.jpegs"
     content = bytearray(pack.read_bytes())
     content[len(content) // 2] ^= 1

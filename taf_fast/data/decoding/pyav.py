@@ -128,11 +128,11 @@ def _timed_frames(
     """The same without the frames that serve no wanted one; ``times`` are those of all frames."""
     if len(times) <= max(wanted):
         raise _too_few(len(times), wanted)
-    due = {times[index]: index for index in sorted(wanted)}
+    due = {times[index]: index for index in wanted}
     for packet in packets:
         stream.codec_context.skip_frame = "DEFAULT" if packet.pts in due else "NONREF"
         for frame in packet.decode():
-            if frame.is_corrupt or (due and next(iter(due)) < frame.pts):
+            if frame.is_corrupt:
                 raise DataError(_DAMAGED)
             if frame.pts in due:
                 yield due.pop(frame.pts), frame
