@@ -17,7 +17,11 @@ def render(clip: Clip, plan: ClipPlan, out: torch.Tensor) -> None:
     """
     crops = torch.from_numpy(decode_crops(clip, plan)).permute(0, 3, 1, 2)
     frames = F.interpolate(crops, tuple(out.shape[1:3]), mode="bilinear", antialias=True)
-    frames = frames.flip(3) if plan.mirror else frames
-    out.copy_(frames.permute(0, 2, 3, 1))
+    frames, delivered = frames.permute(0, 2, 3, 1).numpy(), out.numpy()
+    # Copied by NumPy: PyTorch would start threads for it, which get in the way of those of the training step.
+    if plan.mirror:
+        delivered.view("V3")[:] = frames.view("V3")[:, :, ::-1]  # whole pixels: twice as fast
+    else:
+        delivered[:] = frames
     if plan.colours is not None:
-        apply_colours(out.numpy(), plan.colours)
+        apply_colours(delivered, plan.colours)
