@@ -253,6 +253,8 @@ def evaluate(
     """Top-1, top-5 and loss on the validation videos, by the mean logits of their crops and clips."""
     from taf_fast.run.evaluate import evaluate as run
 
+    if min(batch_size, threads, num_segments or 1, size or 1) < 1:
+        raise RunError("num_segments, size, batch_size and threads must be at least 1")
     try:
         views = EvaluationViews(crops, clips)
     except ValueError as error:

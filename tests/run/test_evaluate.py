@@ -126,9 +126,20 @@ def test_the_family_of_the_model_says_how_frames_are_taken(
         (["--crops", 0], "crops must be 1 or 3, got 0"),
         (["--clips", 0], "clips must be 1 or 2, got 0"),
         (["--clips", 3], "clips must be 1 or 2, got 3"),
+        *(
+            ([option, value], "num_segments, size, batch_size and threads must be at least 1")
+            for option, value in (
+                ("--batch-size", 0),
+                ("--threads", 0),
+                ("--num-segments", -1),
+                ("--size", -1),
+            )
+        ),
     ],
 )
-def test_impossible_views_are_named_before_anything_is_read(tmp_path, capsys, monkeypatch, options, message):
+def test_impossible_options_are_named_before_anything_is_read(
+    tmp_path, capsys, monkeypatch, options, message
+):
     nothing = tmp_path / "nothing"
     arguments = ["evaluate", "--data", nothing, "--checkpoint", nothing, *options]
     assert error_of(capsys, monkeypatch, *arguments) == f"error: {message}\n"
