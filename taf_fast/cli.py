@@ -32,7 +32,7 @@ app = typer.Typer(
     help="Temporal Adversarial Fine-tuning of video models.", no_args_is_help=True, add_completion=False
 )
 
-Data = Annotated[Path, typer.Option(help="Folder of Something-Something V1 or V2 or Diving48.")]
+Data = Annotated[Path, typer.Option(help="Folder of a data set; docs/data.md says which are read.")]
 ClassOrder = Annotated[
     str | None,
     typer.Option(help="Of the checkpoint: alphabetical, or raw, as in Something-Something V1's labels file."),
