@@ -38,13 +38,17 @@ def write_cache(
 
     JPEG frames of at most 256 pixels on their short side are taken over byte for byte; all others are resized
     to that (bilinear, anti-aliased; never enlarged) and encoded with quality 95. Goes on where an earlier
-    call was ended. DataError when ``folder`` holds something else, or the cache of other classes or clips.
+    call was ended. DataError when ``folder`` holds something else, or the cache of other classes or clips, or
+    cannot be written.
     """
     folder, dataset = Path(folder), splits[0][0]
     folder.mkdir(parents=True, exist_ok=True)
     clips = {(split.split, clip.id): clip for split, some in splits for clip in some}
     with _locked(folder):
-        yield from _write(folder, dataset, clips, workers)
+        try:
+            yield from _write(folder, dataset, clips, workers)
+        except OSError as error:
+            raise DataError(f"{folder} cannot be written: {error.strerror or error}") from error
 
 
 def _write(
@@ -59,7 +63,7 @@ def _write(
     packs = _Packs(folder, lines)
     begun = b"".join(map(_encoded, [header_of(dataset), *lines]))
     write_atomically(folder / INDEX, lambda temporary: temporary.write_bytes(begun))
-    with (folder / INDEX).open("ab", buffering=0) as index:
+    with (folder / INDEX).open("ab") as index:
         for ((split, name), clip), pictures in in_processes(_encode, items, workers):
             line = {"split": split, "id": name, "label": clip.label}
             line |= {"position": positions[split, name], "source": clip.checksum}
@@ -68,6 +72,7 @@ def _write(
             else:
                 line["defect"] = pictures or "crashes the process that decodes it"
             index.write(_encoded(line))
+            index.flush()
             yield clip_of_line(folder, line)
         index.write(_encoded(END))
 
@@ -114,7 +119,7 @@ class _Packs:
         if self._size >= PACK_BYTES:
             self._number, self._size = self._number + 1, 0
         start, content = self._size, b"".join(pictures)
-        with pack_file(self._folder, self._number).open("ab", buffering=0) as file:
+        with pack_file(self._folder, self._number).open("ab") as file:
             file.write(content)
         self._size += len(content)
         with Image.open(io.BytesIO(pictures[0])) as first:

@@ -29,16 +29,6 @@ from taf_fast.data.scanning.parallel import in_processes
 from taf_fast.data.scanning.recording import differences, distinct, outdated, record
 
 
-@pytest.fixture
-def probed(monkeypatch) -> list[str]:
-    """The names of the files and folders that are looked at, in this process."""
-    names, probe = [], manifest_module.probe
-    monkeypatch.setattr(
-        manifest_module, "probe", lambda path, *rest: (names.append(path.name), probe(path, *rest))[1]
-    )
-    return names
-
-
 def splits(root: Path) -> list[VideoDataset]:
     return [read_dataset(root, split) for split in ("train", "validation")]
 

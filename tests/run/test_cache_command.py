@@ -1,22 +1,10 @@
 """The command `taf-fast scan --cache`: a cache is a data set to all commands."""
 
 import shutil
-from functools import partial
 
-import pytest
-from run_command import error_of, finetune_arguments, output_of, taf_fast
+from run_command import finetune_arguments, taf_fast
 
 from taf_fast.data.cache import INDEX
-
-
-@pytest.fixture
-def output(capsys, monkeypatch):
-    return partial(output_of, capsys, monkeypatch)
-
-
-@pytest.fixture
-def error(capsys, monkeypatch):
-    return partial(error_of, capsys, monkeypatch)
 
 
 def test_a_cache_is_written_verified_and_trained_on(dataset, tmp_path, output, error):

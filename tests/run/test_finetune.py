@@ -6,12 +6,11 @@ import shutil
 import signal
 import subprocess
 import time
-from functools import partial
 
 import pytest
 import torch
 import yaml
-from run_command import command, error_of, finetune_arguments, output_of, taf_fast
+from run_command import command, finetune_arguments, output_of, taf_fast
 from safetensors.torch import load_file
 
 from taf_fast import models
@@ -27,11 +26,6 @@ def finished(dataset, tmp_path_factory):
     done = taf_fast(*finetune_arguments(dataset, out, checkpoint_every=3))
     assert done.returncode == 0, done.stderr
     return out, done.stdout
-
-
-@pytest.fixture
-def error(capsys, monkeypatch):
-    return partial(error_of, capsys, monkeypatch)
 
 
 def measured(out):

@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from run_command import command, error_of, finetune_arguments, output_of, taf_fast
+from run_command import command, finetune_arguments, taf_fast
 
 from taf_fast.data import read_dataset
-from taf_fast.data.scanning import manifest as manifest_module
 from taf_fast.data.scanning.manifest_file import NAME, ManifestFile
 
 
@@ -22,26 +21,6 @@ from taf_fast.data.scanning.manifest_file import NAME, ManifestFile
 def data(dataset, tmp_path) -> Path:
     """A copy: 24 training and 8 validation videos."""
     return shutil.copytree(dataset, tmp_path / "data")
-
-
-@pytest.fixture
-def output(capsys, monkeypatch):
-    return partial(output_of, capsys, monkeypatch)
-
-
-@pytest.fixture
-def error(capsys, monkeypatch):
-    return partial(error_of, capsys, monkeypatch)
-
-
-@pytest.fixture
-def probed(monkeypatch) -> list[str]:
-    """The names of the files that are looked at, in this process."""
-    names, probe = [], manifest_module.probe
-    monkeypatch.setattr(
-        manifest_module, "probe", lambda path, *rest: (names.append(path.name), probe(path, *rest))[1]
-    )
-    return names
 
 
 def paths(data: Path) -> list[Path]:

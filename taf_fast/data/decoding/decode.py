@@ -27,8 +27,7 @@ def decode_crops(clip: Clip, plan: ClipPlan) -> np.ndarray:
 
 def _pictures(clip: Clip, frames: list[int]) -> list[tuple[str, Path | BinaryIO]]:
     if clip.offsets is None:
-        names = [clip.frame_name.format(clip.first_frame + frame) for frame in frames]
-        return [(name, clip.path / name) for name in names]
+        return [(file.name, file) for file in map(clip.frame_file, frames)]
     try:
         with clip.path.open("rb", buffering=0) as pack:
             contents = [

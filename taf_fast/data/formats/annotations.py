@@ -24,7 +24,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class VideoDataset:
-    """The clips of one split in the order of its annotation file; class names by index.
+    """The clips of one split in the order of its annotation file, of a cache as Clips; class names by index.
 
     ``name`` is the data set: "ssv1", "ssv2" or "diving48"; "list" for another one that lists describe, or
     "folders" for one that is a tree of folders.

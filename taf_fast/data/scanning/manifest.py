@@ -22,7 +22,7 @@ class Clip:
 
     Number of frames; frame size in pixels as shown, that is after turning by ``rotation`` (0, 90, 180 or 270
     degrees counter-clockwise); codec by FFmpeg's name, "jpeg" for a folder; size of the file, or of the
-    folder's frames together, in bytes. Frame i of a folder is ``frame_name.format(first_frame + i)``.
+    folder's frames together, in bytes. ``frame_name`` and ``first_frame`` say how a folder's are called.
     ``keyframes`` are the frames, from 0 in the order they are shown in, that a decoder can start at; None for
     a folder, and where the container does not tell when frames are shown. ``checksum`` is the CRC-32 of the
     file, or of the folder's frames one after the other; None where it was not computed. ``offsets`` are, for
@@ -48,10 +48,11 @@ class Clip:
     @property
     def files(self) -> list[Path]:
         """The video file, or the folder's frames in their order."""
-        if not self.frame_name:
-            return [self.path]
-        numbers = range(self.first_frame, self.first_frame + self.frames)
-        return [self.path / self.frame_name.format(number) for number in numbers]
+        return list(map(self.frame_file, range(self.frames))) if self.frame_name else [self.path]
+
+    def frame_file(self, index: int) -> Path:
+        """That of a frame of a folder, from 0."""
+        return self.path / self.frame_name.format(self.first_frame + index)
 
 
 @dataclass(frozen=True)
