@@ -1,5 +1,6 @@
 """Files that are whole or absent, whatever happens to the process or the machine."""
 
+import csv
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -28,3 +29,21 @@ def _sync(path: Path, flags: int) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 text file atomically."""
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_csv(path: Path, rows: list[dict]) -> None:
+    """Write a CSV atomically: a line of the names in the first row, then a line for every row."""
+
+    def write(temporary: Path) -> None:
+        with temporary.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else [], lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+
+    write_atomically(path, write)
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV whose first line has the names."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))

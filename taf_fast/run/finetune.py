@@ -28,7 +28,8 @@ from taf_fast.precision import autocast
 from taf_fast.run import ranks
 from taf_fast.run.checkpoint import ModelInfo, load_state, save_state, save_weights
 from taf_fast.run.config import FinetuneConfig, RunError
-from taf_fast.run.evaluate import Evaluation, evaluate
+from taf_fast.run.environment import environment
+from taf_fast.run.evaluate import Evaluation, Prediction, predict, score, write_predictions
 from taf_fast.run.metrics import MetricsLog, read_metrics
 from taf_fast.run.model import build_model
 from taf_fast.run.optim import build_sgd, set_learning_rate
@@ -124,6 +125,7 @@ class _Run:
         if ranks.first():
             self.folder.mkdir(parents=True, exist_ok=True)
             write_atomically(self.folder / "config.yaml", config.write)
+            write_text(self.folder / "environment.json", json.dumps(environment(self.device), indent=1))
         self.steps_done = lines = 0
         if self.state_path.exists():
             lines = self._restore()
@@ -174,7 +176,7 @@ class _Run:
         return TAFStep(self.model, config.augment(), config.alpha, config.composition, config.compile)
 
     def train(self, stop: StopRequest) -> Result | None:
-        config, evaluation = self.config, None
+        config, predictions = self.config, None
         total = config.epochs * len(self.loader)
         with Progress(self.folder.name, total) as progress:
             while self.loader.epoch < config.epochs:
@@ -193,15 +195,16 @@ class _Run:
                     if stopping:
                         progress.line(f"stopped at step {self.steps_done}, its state is in {self.state_path}")
                         return None
-                evaluation = evaluate(self.model, self.validation, self.device)
+                predictions = predict(self.model, self.validation, self.device)
+                evaluation = score(predictions)
                 self._log(epoch=epoch, **{f"val_{k}": v for k, v in vars(evaluation).items()})
                 progress.line(
                     f"{self.folder.name} epoch {epoch + 1}/{config.epochs}: validation top-1 "
                     f"{100 * evaluation.top1:.1f} %, loss {evaluation.loss:.3f}"
                 )
                 self.save()
-        evaluation = evaluation or evaluate(self.model, self.validation, self.device)
-        return ranks.from_first(lambda: self._finish(evaluation))
+        predictions = predictions or predict(self.model, self.validation, self.device)
+        return ranks.from_first(lambda: self._finish(predictions))
 
     def _batches(self) -> Iterator[Batch]:
         """The rest of the epoch. When a rank cannot give a batch, all raise its error and stay before it."""
@@ -291,11 +294,14 @@ class _Run:
             raise RunError(f"{self.folder} cannot be resumed: {error}") from None
         return position["metrics_lines"]
 
-    def _finish(self, evaluation: Evaluation) -> Result:
+    def _finish(self, predictions: list[Prediction]) -> Result:
         weights = self.folder / "model.safetensors"
         save_weights(weights, strip_adversarial_bn(self.model), self.info)
         steps = [line for line in read_metrics(self.metrics.path) if "loss" in line]
         # The first step pays for allocations and compilation.
         seconds = statistics.median(line["step_seconds"] for line in steps[1:] or steps)
         attacked = sum(line.get("attacked", 0) for line in steps) / sum(line["clips"] for line in steps)
-        return Result(weights, evaluation, seconds, attacked)
+        write_predictions(self.folder / "predictions.csv", predictions)
+        result = Result(weights, score(predictions), seconds, attacked)
+        write_text(self.folder / "result.json", json.dumps(dataclasses.asdict(result), default=str, indent=1))
+        return result

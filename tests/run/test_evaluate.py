@@ -87,7 +87,7 @@ def loaders(monkeypatch):
         made.append(ClipLoader(*args, **options))
         return made[-1]
 
-    monkeypatch.setattr("taf_fast.cli.ClipLoader", loader)
+    monkeypatch.setattr("taf_fast.run.trained.ClipLoader", loader)
     return made
 
 
