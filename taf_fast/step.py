@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from taf_fast.adapt import has_stages, stages
-from taf_fast.augment import CleanForward, TemporalAugment
+from taf_fast.augment import Augment, CleanForward, Mixing
 from taf_fast.clips import to_model_input
 from taf_fast.dual_batch_norm import adversarial_parameters, adversarial_path, require_dual
 
@@ -16,27 +16,42 @@ COMPOSITIONS = ("wrong", "all", "correct")
 
 
 class PlainStep(nn.Module):
-    """Fine-tuning on clean clips alone: what TAF's cost and gain are measured against.
+    """Fine-tuning without adversarial clips: what TAF's cost and gain are measured against.
 
     Args:
         model: clips [B,T,3,H,W] -> logits [B,classes].
         compile: compile the forward, and with it the backward.
+        mix: trains on mixed clips instead of clean ones, with their labels' losses weighted as it says.
     """
 
-    def __init__(self, model: nn.Module, compile: bool = True):
+    def __init__(self, model: nn.Module, compile: bool = True, mix: Mixing | None = None):
         super().__init__()
-        self.model = model
+        self.model, self.mix = model, mix
         self._forward = _engine(compile)
 
-    def forward(self, clips: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """As :meth:`TAFStep.forward`, with ``loss``, ``clean_loss`` and ``logits`` alone."""
-        outputs, _ = self._forward(self.model, to_model_input(self.model, clips))
-        loss, logits = _loss(self.model, outputs, labels), outputs[0]
-        return {"loss": loss, "clean_loss": loss.detach(), "logits": logits.detach()}
+    def forward(
+        self, clips: Tensor, labels: Tensor, generator: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
+        """As :meth:`TAFStep.forward`, with ``loss``, ``logits`` and, of clean clips, ``clean_loss`` alone.
+        ``generator`` is for mixing."""
+        x = to_model_input(self.model, clips)
+        if self.mix is None:
+            outputs, _ = self._forward(self.model, x)
+            loss = _loss(self.model, outputs, labels)
+            return {"loss": loss, "clean_loss": loss.detach(), "logits": outputs[0].detach()}
+        x, own, partner = self.mix(x, generator)
+        outputs, _ = self._forward(self.model, x)
+        losses = [_loss(self.model, outputs, y) for y in (labels, labels[partner])]
+        return {
+            "loss": torch.lerp(losses[1], losses[0], own.to(losses[0].dtype)),
+            "logits": outputs[0].detach(),
+        }
 
-    def accumulate_grads(self, clips: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def accumulate_grads(
+        self, clips: Tensor, labels: Tensor, generator: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
         """As :meth:`TAFStep.accumulate_grads`."""
-        out = self(clips, labels)
+        out = self(clips, labels, generator)
         out["loss"].backward()
         return {name: value.detach() for name, value in out.items()}
 
@@ -57,7 +72,7 @@ class TAFStep(nn.Module):
     Args:
         model: has its adversarial batch norms (:func:`taf_fast.add_adversarial_bn`), and
             ``features`` and ``head`` or :func:`taf_fast.adapt` around it.
-        augment: the attack.
+        augment: the attack: :class:`taf_fast.TemporalAugment`, or one it is compared with.
         alpha: weight of the clean loss, in [0,1].
         composition: which clips are attacked: those classified ``"wrong"`` (the paper's best on
             Something-Something), ``"all"`` (Diving48) or those classified ``"correct"``.
@@ -71,7 +86,7 @@ class TAFStep(nn.Module):
     def __init__(
         self,
         model: nn.Module,
-        augment: TemporalAugment,
+        augment: Augment,
         alpha: float = 0.7,
         composition: str = "wrong",
         compile: bool = True,
@@ -171,7 +186,7 @@ class TAFStep(nn.Module):
         if attacked == 0:
             return self._nothing_attacked(logits.new_zeros(())), counts
         x_adv, failed = self.augment.attack(
-            self.model, x, targets, clean, None if attacked == len(x) else rows
+            self.model, x, targets, clean, None if attacked == len(x) else rows, generator
         )
         with adversarial_path(self.model):
             outputs, _ = self._adversarial(self.model, x_adv)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from taf_fast.run.config import FinetuneConfig, RunError
+from taf_fast.run.config import METHODS, FinetuneConfig, RunError
 from taf_fast.run.recipes import NAMES, read_recipe
 from taf_fast.run.trained import describe
 
@@ -45,7 +45,18 @@ def finetune(
         ),
     ] = None,
     class_order: ClassOrder = None,
-    method: Annotated[str | None, _value("method", "taf or plain.")] = None,
+    imagenet: Annotated[
+        Path | None, typer.Option(help="torchvision's ResNet weights to train a new model from.")
+    ] = None,
+    augment: Annotated[
+        str | None,
+        _value(
+            "augment",
+            "ta (TAF), none (plain fine-tuning), or what TA is compared with: ce, noise, advprop, mixup, "
+            "cutmix, framemixup, cubemixup.",
+        ),
+    ] = None,
+    method: Annotated[str | None, typer.Option(hidden=True, help="Earlier name: taf or plain.")] = None,
     model: Annotated[str | None, typer.Option(help="Default: the recipe's or the checkpoint's.")] = None,
     num_segments: Annotated[
         int | None, typer.Option(help="Frames per clip, T. Default: as for model.")
@@ -99,13 +110,21 @@ def finetune(
     from taf_fast.run.finetune import finetune as run
 
     given = {name: value for name, value in locals().items() if name in DEFAULT and value is not None}
+    if method is not None:
+        if method not in METHODS:
+            raise RunError(f"method must be taf or plain, got {method!r}; --augment has more")
+        given["augment"] = METHODS[method]
     if lr_step:
         given["lr_steps"] = tuple(lr_step)
     if out is None:
         if recipe is None:
             raise RunError("--out is missing: without --recipe the folder of the run must be given")
         given["out"] = Path("runs") / Path(recipe).stem
-    given |= {name: str(given[name]) for name in ("data", "out", "manifest", "checkpoint") if name in given}
+    given |= {
+        name: str(given[name])
+        for name in ("data", "out", "manifest", "checkpoint", "imagenet")
+        if name in given
+    }
     given["device"] = str(device_of(device))
     given.setdefault("compile", given["device"].startswith("cuda"))
     values = {} if recipe is None else read_recipe(recipe)

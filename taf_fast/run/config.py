@@ -8,7 +8,15 @@ from typing import get_args, get_origin, get_type_hints
 import yaml
 
 from taf_fast import models
-from taf_fast.augment import TemporalAugment
+from taf_fast.augment import (
+    MIXINGS,
+    AdvPropAugment,
+    Augment,
+    CrossEntropyAugment,
+    Mixing,
+    NoiseAugment,
+    TemporalAugment,
+)
 from taf_fast.data import DECODERS, TrainingView
 from taf_fast.precision import PRECISIONS
 from taf_fast.step import COMPOSITIONS
@@ -17,6 +25,13 @@ from taf_fast.step import COMPOSITIONS
 class RunError(ValueError):
     """Something the user gave cannot work; the message names it and what was expected."""
 
+
+#: Augmentations whose clips go through adversarial batch norms, beside the clean ones.
+ADVERSARIAL = ("ta", "ce", "noise", "advprop")
+AUGMENTS = (*ADVERSARIAL, *MIXINGS, "none")
+
+# What ``augment`` was called before there were others.
+METHODS = {"taf": "ta", "plain": "none"}
 
 CLASS_ORDERS = ("alphabetical", "raw")
 
@@ -28,12 +43,17 @@ _FREE = {"out", "manifest", "threads", "checkpoint_every", "quarantine_limit"}
 class FinetuneConfig:
     """A run as ``config.yaml`` in its folder keeps it.
 
-    Epsilon and step size are in pixels of range [0,1]. The attack's options are those of
-    :class:`taf_fast.TemporalAugment`, alpha and composition those of :class:`taf_fast.TAFStep`,
+    ``augment`` is what happens to the clips: "ta" is :class:`taf_fast.TemporalAugment`; "ce", "noise" and
+    "advprop" are :class:`taf_fast.CrossEntropyAugment`, :class:`taf_fast.NoiseAugment` and
+    :class:`taf_fast.AdvPropAugment` in its place; "mixup", "cutmix", "framemixup" and "cubemixup" are
+    :class:`taf_fast.augment.Mixing`, of all clips; with "none" they are trained on as they are.
+    Epsilon and step size are in pixels of range [0,1]. Of an augmentation's options those that are not named
+    here are its defaults; alpha and composition are those of :class:`taf_fast.TAFStep`,
     sampling, crop, flip, swap and colour those of :class:`taf_fast.data.TrainingView`.
     ``manifest`` is a file of ``taf-fast scan``; None for the one in the data's folder, if there is one.
     ``dataset`` is the format the data must be in; None for whichever they are in. ``class_order`` is the
     checkpoint's: "alphabetical" as here, or "raw" as in the labels file of Something-Something V1.
+    ``imagenet`` is a file of torchvision's ResNet weights to begin a new model with, instead of a checkpoint.
     ``batch_size`` is that of a step, which ranks divide among them. Of the clips that ``quarantine_limit``
     allows to be bad, a rank counts its own and those that the others had met at the last saved state.
     ``dropout`` None is the model family's. ``precision`` is that of training steps;
@@ -47,7 +67,8 @@ class FinetuneConfig:
     dataset: str | None = None
     checkpoint: str | None = None
     class_order: str | None = None
-    method: str = "taf"
+    imagenet: str | None = None
+    augment: str = "ta"
     model: str = "tsm_resnet50"
     num_segments: int = 8
     size: int = 224
@@ -91,7 +112,10 @@ class FinetuneConfig:
             if not condition:
                 raise RunError(f"{name} must be {expected}, got {getattr(self, name)!r}")
 
-        require(self.method in ("taf", "plain"), "method", "taf or plain")
+        require(self.augment in AUGMENTS, "augment", f"one of {', '.join(AUGMENTS)}")
+        require(
+            self.imagenet is None or self.checkpoint is None, "imagenet", "none where there is a checkpoint"
+        )
         require(self.model in models.NAMES, "model", f"one of {', '.join(models.NAMES)}")
         for name in ("num_segments", "size", "batch_size", "epochs", "threads", "checkpoint_every"):
             require(getattr(self, name) >= 1, name, "at least 1")
@@ -114,7 +138,7 @@ class FinetuneConfig:
             f"at most num_segments = {self.num_segments}",
         )
         try:
-            self.augment()
+            self.attack()
             self.view()
         except ValueError as error:
             raise RunError(str(error)) from None
@@ -131,15 +155,27 @@ class FinetuneConfig:
             hint = " (YAML takes 1e-4 for text: write 1.0e-4)" if isinstance(value, str) else ""
             raise RunError(f"{name} must be {names}, got {value!r}{hint if float in allowed else ''}")
 
-    def augment(self) -> TemporalAugment:
-        return TemporalAugment(
-            epsilon=self.epsilon,
-            step_size=self.step_size,
-            steps=self.steps,
-            num_frames=self.num_frames,
-            denominator=self.denominator,
-            attack_bn=self.attack_bn,
-        )
+    def attack(self) -> Augment | None:
+        """What makes the adversarial clips, if there are any."""
+        strength = dict(epsilon=self.epsilon, step_size=self.step_size)
+        if self.augment == "ta":
+            return TemporalAugment(
+                **strength,
+                steps=self.steps,
+                num_frames=self.num_frames,
+                denominator=self.denominator,
+                attack_bn=self.attack_bn,
+            )
+        if self.augment == "ce":
+            return CrossEntropyAugment(**strength, steps=self.steps, attack_bn=self.attack_bn)
+        if self.augment == "noise":
+            return NoiseAugment(**strength)
+        if self.augment == "advprop":
+            return AdvPropAugment(**strength, steps=self.steps)
+        return None
+
+    def mixing(self) -> Mixing | None:
+        return MIXINGS.get(self.augment)
 
     def view(self) -> TrainingView:
         return TrainingView(self.sampling, self.crop, self.flip, self.swap, self.colour)
@@ -153,7 +189,10 @@ class FinetuneConfig:
 
     @classmethod
     def read(cls, path: Path) -> "FinetuneConfig":
-        return cls(**tuples(yaml.safe_load(path.read_text(encoding="utf-8"))))
+        values = tuples(yaml.safe_load(path.read_text(encoding="utf-8")))
+        if "method" in values:
+            values["augment"] = METHODS[values.pop("method")]
+        return cls(**values)
 
     def require_same_run(self, earlier: "FinetuneConfig") -> None:
         """Raise RunError naming what differs in a way that would change the result of a resumed run."""

@@ -99,6 +99,7 @@ class _Run:
             config.class_order,
             trust_checkpoint,
             config.dropout,
+            None if config.imagenet is None else Path(config.imagenet),
         )
         self.info = ModelInfo(
             config.model, datasets[0].classes, config.num_segments, config.size, self.model.options
@@ -106,7 +107,7 @@ class _Run:
         train, validation = ranks.from_first(lambda: self._scan(datasets))
         self.loader = self._loader(train, train=True)
         self.validation = self._loader(validation, train=False)
-        if config.method == "taf":
+        if config.attack() is not None:
             add_adversarial_bn(self.model)
         channels_last(self.model.to(self.device)).train()
         self.optimizer = self._build_optimizer()
@@ -117,7 +118,7 @@ class _Run:
         ]
         if not ranks.first():  # the first goes on as a process alone does
             torch.manual_seed(ranks.own_seed(config.seed))
-        self.attack_generator = torch.Generator(self.device).manual_seed(ranks.own_seed(config.seed))
+        self.generator = torch.Generator(self.device).manual_seed(ranks.own_seed(config.seed))
         self.step = self._build_step()
 
         # Only now is it known that the run can work, and that all ranks have looked into the folder.
@@ -171,9 +172,10 @@ class _Run:
 
     def _build_step(self) -> nn.Module:
         config = self.config
-        if config.method == "plain":
-            return PlainStep(self.model, compile=config.compile)
-        return TAFStep(self.model, config.augment(), config.alpha, config.composition, config.compile)
+        attack = config.attack()
+        if attack is None:
+            return PlainStep(self.model, config.compile, config.mixing())
+        return TAFStep(self.model, attack, config.alpha, config.composition, config.compile)
 
     def train(self, stop: StopRequest) -> Result | None:
         config, predictions = self.config, None
@@ -230,9 +232,8 @@ class _Run:
         # From pinned memory, while the host goes on.
         clips, labels = (tensor.to(self.device, non_blocking=True) for tensor in (clips, labels))
         self.optimizer.zero_grad()
-        attack = (self.attack_generator,) if self.config.method == "taf" else ()
         with autocast(self.device, self.config.precision):
-            out = self.step.accumulate_grads(clips, labels, *attack)
+            out = self.step.accumulate_grads(clips, labels, self.generator)
         gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
         ranks.average_(gradients + self.running_statistics)
         # Without a limit the norm is still measured.
@@ -255,7 +256,7 @@ class _Run:
         return measured | {"clips": int(clips), "step_seconds": time.perf_counter() - started}
 
     def _generators(self) -> dict[str, torch.Generator]:
-        generators = {"cpu": torch.default_generator, "attack": self.attack_generator}
+        generators = {"cpu": torch.default_generator, "attack": self.generator}
         if self.device.type == "cuda":
             generators["cuda"] = torch.cuda.default_generators[self.device.index or 0]
         own = "" if ranks.first() else f".rank{ranks.rank()}"

@@ -18,6 +18,7 @@ def build_model(
     class_order: str | None,
     trust_checkpoint: bool = False,
     dropout: float | None = None,
+    imagenet: Path | None = None,
 ) -> nn.Module:
     """A model of the classes of ``dataset``, on the CPU. What a file that is not of this project had to
     offer is printed.
@@ -29,6 +30,7 @@ def build_model(
             :class:`taf_fast.run.config.FinetuneConfig`. Needed for MMAction2's on Something-Something V1.
         trust_checkpoint: run the code a ``torch.save`` file may hold.
         dropout: None for the family's own.
+        imagenet: torchvision's ResNet weights to begin with, where there is no checkpoint.
 
     Raises:
         RunError, CheckpointError: the checkpoint is of another model or of other classes.
@@ -40,6 +42,8 @@ def build_model(
     if dropout is not None:
         options["dropout"] = dropout
     model = models.build(name, len(dataset.classes), num_segments, **options)
+    if imagenet is not None:
+        print(models.load_imagenet(model, imagenet))
     if checkpoint is None:
         return model
     raw_classes = None

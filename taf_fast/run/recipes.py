@@ -14,7 +14,18 @@ NAMES = tuple(sorted(path.stem for path in _FOLDER.glob("*.yaml")))
 
 # What belongs to one run or one machine, not to a recipe.
 _NOT_IN_RECIPES = {
-    *("data", "out", "manifest", "checkpoint", "class_order", "device", "compile", "decoder", "threads"),
+    *(
+        "data",
+        "out",
+        "manifest",
+        "checkpoint",
+        "imagenet",
+        "class_order",
+        "device",
+        "compile",
+        "decoder",
+        "threads",
+    ),
     *("checkpoint_every", "quarantine_limit"),
 }
 
@@ -37,19 +48,28 @@ def read_recipe(name_or_path: str) -> dict:
         path = _FOLDER / f"{name_or_path}.yaml"
         if name_or_path not in NAMES:
             raise RunError(f"no recipe {name_or_path!r}, expected a YAML file or one of {', '.join(NAMES)}")
-    values = _read(path)
+    return recipe_values(_read(path), f"recipe {path}")
+
+
+def recipe_values(values: dict, source: str) -> dict:
+    """``values`` of a YAML file as those of FinetuneConfig: fractions as numbers and lists as tuples.
+
+    Raises:
+        RunError: a name that no recipe has, or a fraction that is none; ``source`` says where.
+    """
     known = {field.name for field in dataclasses.fields(FinetuneConfig)} - _NOT_IN_RECIPES
-    if unknown := sorted(set(values) - known):
-        raise RunError(f"recipe {path} has unknown keys: {', '.join(unknown)}")
+    if unknown := sorted(map(str, set(values) - known)):
+        raise RunError(f"{source} has unknown keys: {', '.join(unknown)}")
+    numbers = {}
     for name in ("epsilon", "step_size"):
         if isinstance(values.get(name), str):
             try:
-                values[name] = float(Fraction(values[name]))
+                numbers[name] = float(Fraction(values[name]))
             except (ValueError, ZeroDivisionError):
                 raise RunError(
-                    f"recipe {path}: {name} must be a number or a fraction as 64/255, got {values[name]!r}"
+                    f"{source}: {name} must be a number or a fraction as 64/255, got {values[name]!r}"
                 ) from None
-    return tuples(values)
+    return tuples(values | numbers)
 
 
 def official_sampling(model: str) -> str:
@@ -59,15 +79,21 @@ def official_sampling(model: str) -> str:
     return _read(_FOLDER / "base" / f"{family}.yaml")["sampling"]
 
 
-def _read(path: Path) -> dict:
+def read_mapping(path: Path, kind: str) -> dict:
+    """What a YAML file holds; RunError, naming the ``kind`` of file, unless that is a mapping."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise RunError(f"recipe {path} does not exist") from None
+        raise RunError(f"{kind} {path} does not exist") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RunError(f"recipe {path} is no YAML file: {error}") from None
+        raise RunError(f"{kind} {path} is no YAML file: {error}") from None
     if not isinstance(values, dict):
-        raise RunError(f"recipe {path} must be a mapping of names to values, got {type(values).__name__}")
+        raise RunError(f"{kind} {path} must be a mapping of names to values, got {type(values).__name__}")
+    return values
+
+
+def _read(path: Path) -> dict:
+    values = read_mapping(path, "recipe")
     merged: dict = {}
     for base in values.pop("base", []):
         beside = path.parent / "base" / f"{base}.yaml"

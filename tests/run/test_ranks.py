@@ -150,7 +150,7 @@ def test_equals_the_clips_of_both_ranks_in_one_process(dataset, finished, one_th
         monkeypatch.setattr("taf_fast.step._weight_among_ranks", weight)
         here, generator = copy.deepcopy(model), attack[rank].clone_state()
         torch.set_rng_state(dropout[rank])
-        step = TAFStep(here, config.augment(), config.alpha, config.composition, compile=False)
+        step = TAFStep(here, config.attack(), config.alpha, config.composition, compile=False)
         result = step.accumulate_grads(batch.clips[rank::2], batch.labels[rank::2], generator)
         return here, result, torch.get_rng_state(), generator
 

@@ -16,6 +16,13 @@ from taf_fast.run.config import FinetuneConfig, RunError
 
 FOLDER = Path(recipes.__file__).parents[1] / "recipes"
 
+TABLE_1 = (
+    *("tsm_r50_8f_ssv1", "tsm_r50_16f_ssv1", "gst_r50_8f_ssv1", "gst_r50_16f_ssv1"),
+    *("gst_large_r50_8f_ssv1", "tam_r50_8f_ssv1", "tpn_r50_8f_ssv1"),
+    *("tsm_r50_8f_ssv2", "tsm_r50_16f_ssv2", "gst_r50_8f_ssv2", "tpn_r50_8f_ssv2"),
+    *(f"{family}_r50_8f_diving48" for family in ("tsm", "gst", "tam", "tpn")),
+)
+
 # What has to be the user's, the machine's, or is ours to choose.
 NOT_OF_THE_PAPER = {
     *(
@@ -23,6 +30,7 @@ NOT_OF_THE_PAPER = {
         "out",
         "manifest",
         "checkpoint",
+        "imagenet",
         "class_order",
         "seed",
         "device",
@@ -53,16 +61,22 @@ def folders(tmp_path_factory):
 
 
 def test_every_row_of_table_1_has_its_recipe():
-    rows = {
-        *("tsm_r50_8f_ssv1", "tsm_r50_16f_ssv1", "gst_r50_8f_ssv1", "gst_r50_16f_ssv1"),
-        *("gst_large_r50_8f_ssv1", "tam_r50_8f_ssv1", "tpn_r50_8f_ssv1"),
-        *("tsm_r50_8f_ssv2", "tsm_r50_16f_ssv2", "gst_r50_8f_ssv2", "tpn_r50_8f_ssv2"),
-        *(f"{family}_r50_8f_diving48" for family in ("tsm", "gst", "tam", "tpn")),
+    assert set(recipes.NAMES) == {*TABLE_1, "advprop_tsm_r50_8f_ssv1"}
+
+
+def test_advprop_from_scratch():
+    """Table 2a: the official training of TSM, with AdvProp's attack."""
+    values = recipes.read_recipe("advprop_tsm_r50_8f_ssv1")
+    fields = set(FinetuneConfig.__dataclass_fields__)
+    assert fields - NOT_OF_THE_PAPER - OPTIONAL <= set(values)
+    other = recipes.read_recipe("tsm_r50_8f_ssv1")
+    assert {key: value for key, value in values.items() if other[key] != value} == {
+        **{"augment": "advprop", "epochs": 50, "lr": 0.01, "lr_steps": (20, 40), "fc_lr5": True},
+        **{"alpha": 0.5, "composition": "all", "epsilon": 4 / 255, "step_size": 1 / 255, "steps": 5},
     }
-    assert set(recipes.NAMES) == rows
 
 
-@pytest.mark.parametrize("name", recipes.NAMES)
+@pytest.mark.parametrize("name", TABLE_1)
 def test_a_recipe_leaves_nothing_open(name):
     values = recipes.read_recipe(name)
     fields = set(FinetuneConfig.__dataclass_fields__)
@@ -90,7 +104,7 @@ def test_every_value_says_where_it_comes_from():
         lines = path.read_text().splitlines()
         assert lines[0].startswith("# "), path
         for line in lines[1:]:
-            if path.parent.name == "base" and not line.startswith(("dataset:", "method:")):
+            if path.parent.name == "base" and not line.startswith(("dataset:", "augment:")):
                 assert re.fullmatch(r"\w+: .*\S +# .*(paper|official|ours).*", line), f"{path.name}: {line}"
 
 
@@ -214,7 +228,7 @@ def test_own_recipes(tmp_path):
     path.write_text("base: [taf, tsm]\nlr: 0.5\nepsilon: 8/255\n")
     values = recipes.read_recipe(str(path))
     assert (values["lr"], values["epsilon"], values["batch_size"]) == (0.5, 8 / 255, 64)
-    with pytest.raises(RunError, match="no recipe 'mine', expected a YAML file or one of gst_large_r50"):
+    with pytest.raises(RunError, match="no recipe 'mine', expected a YAML file or one of advprop_tsm_r50"):
         recipes.read_recipe("mine")
     with pytest.raises(RunError, match="absent.yaml does not exist"):
         recipes.read_recipe(str(tmp_path / "absent.yaml"))
