@@ -5,18 +5,20 @@ import json
 import shutil
 from pathlib import Path
 
+import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from taf_fast.data import read_ssv2, scan
 from taf_fast.data.synth import LONG_TERM, ORDERS, write_ssv2
 from taf_fast.files import write_text
-from taf_fast.report.attention import draw_attention
-from taf_fast.report.curves import draw_loss_curves
+from taf_fast.report.attention import strip, strip_rows, strips_figure
+from taf_fast.report.curves import curves_figure, loss_rows
+from taf_fast.report.figures import save
 from taf_fast.run.config import FinetuneConfig
 from taf_fast.run.finetune import Result, finetune
 from taf_fast.run.progress import Progress
+from taf_fast.run.trained import open_trained
 
 # Sized for two CPU cores and a few minutes.
 _TRAIN_PER_CLASS, _VAL_PER_CLASS = 60, 25
@@ -30,7 +32,7 @@ def demo(folder: Path) -> bool:
     """Run the demo in ``folder``, or go on with one that was stopped there.
 
     Leaves the data set, three run folders (weights, state, metrics, configuration),
-    ``results.json``, ``loss.png`` and ``attention.png``.
+    ``results.json``, and ``loss.png`` and ``attention.png`` with a CSV of each.
 
     Returns:
         False if it was asked to stop before its end.
@@ -39,29 +41,35 @@ def demo(folder: Path) -> bool:
     if not data.exists():
         _write_data(data)
     common = dict(data=str(data), **_BASELINE)
-    baseline = finetune(FinetuneConfig(out=str(folder / "baseline"), method="plain", **common), resume=True)
+    baseline = finetune(FinetuneConfig(out=str(folder / "baseline"), augment="none", **common), resume=True)
     if baseline is None:
         return False
     results = {"baseline": baseline}
-    for method in ("plain", "taf"):
+    for method, augment in (("plain", "none"), ("taf", "ta")):
         config = FinetuneConfig(
-            out=str(folder / method), method=method, checkpoint=str(baseline.weights), **common | _FINETUNE
+            out=str(folder / method), augment=augment, checkpoint=str(baseline.weights), **common | _FINETUNE
         )
         result = finetune(config, resume=True)
         if result is None:
             return False
         results[method] = result
     _write_results(folder / "results.json", results)
-    draw_loss_curves(
-        folder / "loss.png", {method: folder / method / "metrics.jsonl" for method in ("plain", "taf")}
+    losses = loss_rows({method: folder / method / "metrics.jsonl" for method in ("plain", "taf")})
+    save(curves_figure(losses), losses, folder / "loss.png")
+    _draw_attention(
+        folder / "attention.png", data, {name: results[name].weights for name in ("baseline", "taf")}
     )
-    validation = scan(read_ssv2(data, "validation"))
-    shown = next(clip.id for clip in validation.good if validation.classes[clip.label] in LONG_TERM)
-    weights = {name: results[name].weights for name in ("baseline", "taf")}
-    draw_attention(folder / "attention.png", validation, shown, weights)
     Console(width=100).print(_table(results))
     print(f"weights, metrics, loss.png and attention.png are in {folder}")
     return True
+
+
+def _draw_attention(path: Path, data: Path, weights: dict[str, Path]) -> None:
+    models = {name: open_trained(data, file, torch.device("cpu")) for name, file in weights.items()}
+    validation = models["taf"].loader.manifest
+    shown = next(clip.id for clip in validation.good if validation.classes[clip.label] in LONG_TERM)
+    drawn = strip(models, shown)
+    save(strips_figure([drawn]), strip_rows(drawn.id, drawn.maps), path)
 
 
 def _write_data(path: Path) -> None:

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from taf_fast import demo
+from taf_fast.files import read_csv
 
 
 @pytest.fixture
@@ -23,8 +24,10 @@ def test_demo(small, tmp_path, capsys):
     results = json.loads((tmp_path / "demo" / "results.json").read_text())
     assert set(results) == {"baseline", "plain", "taf", "taf_overhead"}
     assert 0 < results["taf"]["attacked_share"] <= 1 and results["plain"]["attacked_share"] == 0
-    for picture in ("loss.png", "attention.png"):
-        assert (tmp_path / "demo" / picture).read_bytes()[:4] == b"\x89PNG"
+    for picture, models in (("loss", {"plain", "taf"}), ("attention", {"baseline", "taf"})):
+        assert (tmp_path / "demo" / f"{picture}.png").read_bytes()[:4] == b"\x89PNG"
+        column = "run" if picture == "loss" else "model"
+        assert {row[column] for row in read_csv(tmp_path / "demo" / f"{picture}.csv")} == models
     for run in ("baseline", "plain", "taf"):
         left = {path.name for path in (tmp_path / "demo" / run).iterdir()}
         assert {"config.yaml", "metrics.jsonl", "state.safetensors", "model.safetensors"} <= left

@@ -31,6 +31,9 @@ def evaluate(
     clips: Annotated[int, typer.Option(help="1, or the 2 of the model's official test.")] = 1,
     class_order: ClassOrder = None,
     out: Annotated[Path | None, typer.Option(help="JSON file for the scores.")] = None,
+    predictions: Annotated[
+        Path | None, typer.Option(help="CSV file for every video's, as a run's predictions.csv.")
+    ] = None,
     manifest: ManifestOption = None,
     batch_size: Annotated[int, typer.Option(help="Clips at once on each device, with their crops.")] = 32,
     device: Device = None,
@@ -38,10 +41,13 @@ def evaluate(
     trust_checkpoint: Trust = False,
 ) -> None:
     """Top-1, top-5 and loss on the validation videos, by the mean logits of their crops and clips."""
-    from taf_fast.run.evaluate import evaluate as run
+    from taf_fast.run.evaluate import predict, score, write_predictions
 
     if min(batch_size, threads, num_segments or 1, size or 1) < 1:
         raise RunError("num_segments, size, batch_size and threads must be at least 1")
+    for path in (out, predictions):
+        if path is not None and not path.parent.is_dir():
+            raise RunError(f"{path} cannot be written: its folder does not exist")
     try:
         views = EvaluationViews(crops, clips)
     except ValueError as error:
@@ -59,7 +65,8 @@ def evaluate(
         threads=threads,
         trust_checkpoint=trust_checkpoint,
     )
-    scores = run(trained.model, trained.loader, trained.device)
+    predicted = predict(trained.model, trained.loader, trained.device)
+    scores = score(predicted)
     print_scores(scores)
     quarantined = ranks.union(trained.loader.quarantined)
     for name, reason in quarantined.items():
@@ -67,6 +74,8 @@ def evaluate(
     if out is not None and ranks.first():
         values = dataclasses.asdict(scores) | {"quarantined": quarantined}
         write_text(out, json.dumps(values))
+    if predictions is not None and ranks.first():
+        write_predictions(predictions, predicted)
 
 
 def print_scores(scores) -> None:

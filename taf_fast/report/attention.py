@@ -1,18 +1,21 @@
-"""Where a model looks: frames of a clip with the Grad-CAM of one or more models below them."""
+"""Where a model looks: Grad-CAM of every frame, how it is spread over the frames, and pictures of it."""
 
 import dataclasses
-from pathlib import Path
+import math
 
 import torch
-import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from taf_fast import ops
-from taf_fast.adapt import features_and_logits
+from taf_fast.adapt import features_and_logits, has_stages, stages
 from taf_fast.clips import to_model_input
-from taf_fast.data import ClipLoader, DataError, Manifest
-from taf_fast.run.checkpoint import load_model, require_classes
+from taf_fast.data import Batch, ClipLoader, DataError
+from taf_fast.run import ranks
+from taf_fast.run.config import RunError
+from taf_fast.run.trained import Trained
+
+from .figures import draw_strips, strip_size
 
 
 def attention(model: nn.Module, clips: Tensor, labels: Tensor) -> Tensor:
@@ -28,58 +31,179 @@ def attention(model: nn.Module, clips: Tensor, labels: Tensor) -> Tensor:
 
     Returns:
         float32 [B,T,h,w] in [0,1]; all 0 for a clip without positive attention.
+
+    Raises:
+        RunError: the model has no features for every frame.
     """
     was_training = model.training
     model.eval()
-    with torch.enable_grad():
-        features, logits = features_and_logits(model, to_model_input(model, clips))
-        (gradient,) = torch.autograd.grad(logits.gather(1, labels[:, None]).sum(), features)
+    x = to_model_input(model, clips)
+    if has_stages(model):
+        # The gradient is the head's alone: the trunk need not be remembered.
+        with torch.no_grad():
+            features, *others = stages(model, x)
+        with torch.enable_grad():
+            logits = model.head(features.requires_grad_(), *others)
+    else:
+        with torch.enable_grad():
+            features, logits = features_and_logits(model, x)
+    (gradient,) = torch.autograd.grad(logits.gather(1, labels[:, None]).sum(), features)
     model.train(was_training)
+    if features.shape[1] != x.shape[1]:
+        raise RunError(
+            f"the model's features have {features.shape[1]} frames, expected one for each of the clip's "
+            f"{x.shape[1]}: a model with a temporal stride has no attention to a frame"
+        )
     cam = ops.frame_cam(features.detach(), gradient, relu=True).float()
     peak = cam.amax((1, 2, 3), keepdim=True)
     return cam / peak.where(peak > 0, 1)
 
 
-def draw_attention(path: Path, manifest: Manifest, clip: str | None, weights: dict[str, Path]) -> None:
-    """Write a PNG: the sampled frames of a clip, and a row of them for every model, with the model's
-    attention to the clip's true class laid over.
+def frame_shares(maps: Tensor) -> Tensor:
+    """Each frame's share of its clip's attention: its sum over that of all frames.
 
     Args:
-        manifest: the videos the clip is one of.
-        clip: its id, or None for the first that can be read.
-        weights: name -> file of weights as a run leaves it; all take the same crop and frames.
+        maps: [B,T,h,w], at least 0, as :func:`attention` returns them.
+
+    Returns:
+        float64 [B,T], summing to 1 over T. In a clip without attention every frame has 1/T: none stands out.
+    """
+    sums = maps.double().sum((2, 3))
+    total = sums.sum(1, keepdim=True)
+    return torch.where(total > 0, sums / total, 1 / sums.shape[1])
+
+
+def entropy(shares: Tensor) -> Tensor:
+    """How evenly attention is spread over frames: ``-sum_t s_t log s_t / log T``.
+
+    Args:
+        shares: [B,T] of :func:`frame_shares`.
+
+    Returns:
+        [B] in [0,1]: 0 where one frame has all, 1 where all have the same, and so 1 for T = 1.
+    """
+    frames = shares.shape[1]
+    if frames == 1:
+        return torch.ones_like(shares[:, 0])
+    return (torch.special.entr(shares).sum(1) / math.log(frames)).clamp(max=1)
+
+
+def attention_rows(model: nn.Module, loader: ClipLoader, device: torch.device) -> list[dict]:
+    """How the attention of ``model`` to the true class is spread, of every clip of ``loader`` that decodes.
+
+    Ranks, each with its share of the clips, get the rows of all.
+
+    Returns:
+        Of each clip ``id``, ``label`` (the class's name), ``entropy`` (:func:`entropy`) and ``top_share``,
+        the largest share of a frame, in [1/T,1]. They are 1 and 1/T for a clip without attention.
+    """
+    rows = {}
+    with ranks.together():
+        for batch in loader:
+            maps = attention(model, batch.clips.to(device), batch.labels.to(device))
+            shares = frame_shares(maps).cpu()
+            columns = (batch.labels, entropy(shares), shares.amax(1))
+            for id, label, spread, top in zip(batch.ids, *(c.tolist() for c in columns), strict=True):
+                rows[id] = {
+                    "id": id,
+                    "label": loader.manifest.classes[label],
+                    "entropy": spread,
+                    "top_share": top,
+                }
+    return list(ranks.union(rows).values())
+
+
+@dataclasses.dataclass(frozen=True)
+class Strip:
+    """A clip, uint8 [T,H,W,3], and under each model's name its attention to the clip's class, [T,h,w]."""
+
+    id: str
+    title: str
+    clip: Tensor
+    maps: dict[str, Tensor]
+
+
+def load_clip(loader: ClipLoader, id: str | None) -> Batch:
+    """The batch of one clip, as ``loader`` would give it.
+
+    Args:
+        id: None for the first clip that has no known defect.
 
     Raises:
-        RunError: a checkpoint that does not fit.
-        DataError: no such clip, or it cannot be decoded.
+        DataError: no such clip, or it cannot be read.
     """
-    chosen = [entry for entry in manifest.good if clip in (None, entry.id)][:1]
+    chosen = [clip for clip in loader.manifest.good if id in (None, clip.id)][:1]
     if not chosen:
-        reason = manifest.defects.get(clip, "no such clip")
-        raise DataError(f"clip {clip!r}: {reason}, expected the id of a readable video")
-    manifest = dataclasses.replace(manifest, clips=tuple(chosen))
-    maps: dict[str, Tensor] = {}
-    for name, file in weights.items():
-        model, info = load_model(file)
-        require_classes(file, info, manifest.classes)
-        batch = next(iter(ClipLoader(manifest, info.num_segments, info.size, batch_size=1, train=False)))
-        maps[name] = attention(model, batch.clips, batch.labels)[0]
-    _draw(path, batch.clips[0], maps, f"{chosen[0].id}: {manifest.classes[chosen[0].label]}")
+        reason = loader.manifest.defects.get(id, "no such clip")
+        raise DataError(f"clip {id!r}: {reason}, expected the id of a readable video")
+    manifest = dataclasses.replace(loader.manifest, clips=tuple(chosen))
+    alone = ClipLoader(
+        manifest, loader.num_segments, loader.size, batch_size=1, train=False, view=loader.view
+    )
+    return next(iter(alone))
 
 
-def _draw(path: Path, clip: Tensor, maps: dict[str, Tensor], title: str) -> None:
-    frames, height, width, _ = clip.shape
-    figure = Figure(figsize=(1.3 * frames, 1.45 * (1 + len(maps))))
-    axes = figure.subplots(1 + len(maps), frames, squeeze=False)
-    figure.suptitle(title, fontsize=10)
-    for axis_row, (name, heat) in zip(axes, [("frames", None), *maps.items()], strict=True):
-        axis_row[0].set_ylabel(name, fontsize=9)
-        for t, axis in enumerate(axis_row):
-            axis.imshow(clip[t].numpy())
-            if heat is not None:
-                shown = F.interpolate(heat[None, t : t + 1], size=(height, width), mode="bilinear")
-                axis.imshow(shown[0, 0].numpy(), cmap="jet", alpha=0.45, vmin=0, vmax=1)
-            axis.set_xticks([])
-            axis.set_yticks([])
-    figure.tight_layout(pad=0.4)
-    figure.savefig(path, dpi=110, format="png")
+def strip(models: dict[str, Trained], id: str | None) -> Strip:
+    """What models, by name, look at in one clip.
+
+    Raises:
+        DataError: see :func:`load_clip`.
+        RunError: the models do not take the same frames and crop.
+    """
+    maps, first = {}, None
+    for name, trained in models.items():
+        batch = load_clip(trained.loader, id)
+        first = first or batch
+        if not torch.equal(batch.clips, first.clips):
+            raise RunError(
+                f"{name} takes other frames of a clip, or another size, than {next(iter(models))}: "
+                "draw them in pictures of their own"
+            )
+        on_device = (batch.clips.to(trained.device), batch.labels.to(trained.device))
+        maps[name] = attention(trained.model, *on_device)[0].cpu()
+    label = trained.loader.manifest.classes[first.labels[0]]
+    return Strip(first.ids[0], f"{first.ids[0]}: {label}", first.clips[0].cpu(), maps)
+
+
+def strip_rows(id: str, maps: dict[str, Tensor]) -> list[dict]:
+    """The numbers of a strip: ``clip``, ``model``, ``frame`` (from 0), the frame's ``share`` of the clip's
+    attention, and ``mean``, its mean attention in [0,1], the clip's largest being 1.
+
+    Args:
+        maps: name of the model -> [T,h,w] of :func:`attention`.
+    """
+    return [
+        {"clip": id, "model": name, "frame": frame, "share": share, "mean": heat[frame].mean().item()}
+        for name, heat in maps.items()
+        for frame, share in enumerate(frame_shares(heat[None])[0].tolist())
+    ]
+
+
+def strip_figure(clip: Tensor, maps: dict[str, Tensor], title: str) -> Figure:
+    """The frames of a clip, and a row of them for every model with its attention laid over and each frame's
+    share of it below.
+
+    Args:
+        clip: uint8 [T,H,W,3].
+        maps: name of the model -> [T,h,w] of :func:`attention`.
+    """
+    return strips_figure([Strip("", title, clip, maps)])
+
+
+def strips_figure(strips: list[Strip]) -> Figure:
+    """:func:`strip_figure` of several clips, one below the other."""
+    sizes = [strip_size(strip.clip, 1 + len(strip.maps)) for strip in strips]
+    widths, heights = zip(*sizes, strict=True)
+    figure = Figure(figsize=(max(widths), sum(heights)), layout="constrained")
+    parts = figure.subfigures(len(strips), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for part, strip in zip(parts, strips, strict=True):
+        draw_strips(part, [("frames", strip.clip, None, []), *attended(strip.clip, strip.maps)], strip.title)
+    return figure
+
+
+def attended(clip: Tensor, maps: dict[str, Tensor]) -> list[tuple[str, Tensor, Tensor, list[str]]]:
+    """For :func:`taf_fast.report.figures.draw_strips`: the clip under each map, above the frames' shares."""
+    return [
+        (name, clip, heat, [f"{100 * share:.0f} %" for share in frame_shares(heat[None])[0].tolist()])
+        for name, heat in maps.items()
+    ]
