@@ -89,6 +89,9 @@ def finetune(
     num_frames: Annotated[
         int | None, typer.Option(help="Least attended frames to raise, N. Default: the recipe's, or all T.")
     ] = None,
+    gradient: Annotated[
+        str | None, _value("gradient", "Of what the CAM is: loss, as in Eq. 2, or logit, of the other sign.")
+    ] = None,
     denominator: Annotated[str | None, _value("denominator", "Eq. 3: max or range.")] = None,
     attack_bn: Annotated[
         str | None, _value("attack_bn", "Batch statistics in the attack: frozen or batch.")

@@ -93,6 +93,7 @@ class FinetuneConfig:
     step_size: float = 32 / 255
     steps: int = 1
     num_frames: int | None = None
+    gradient: str = "loss"
     denominator: str = "max"
     attack_bn: str = "frozen"
     seed: int = 0
@@ -163,6 +164,7 @@ class FinetuneConfig:
                 **strength,
                 steps=self.steps,
                 num_frames=self.num_frames,
+                gradient=self.gradient,
                 denominator=self.denominator,
                 attack_bn=self.attack_bn,
             )
