@@ -36,11 +36,6 @@ class Evaluation:
     clips: int
 
 
-def evaluate(model: nn.Module, loader: ClipLoader, device: torch.device) -> Evaluation:
-    """The scores of :func:`predict`."""
-    return score(predict(model, loader, device))
-
-
 @torch.no_grad()
 def predict(model: nn.Module, loader: ClipLoader, device: torch.device) -> list[Prediction]:
     """All clips of ``loader`` that decode, each by the mean of the logits of its views.

@@ -13,7 +13,7 @@ from torch import nn
 from taf_fast import models
 from taf_fast.data import ClipLoader, EvaluationViews, TrainingView, read_ssv2, scan
 from taf_fast.run.checkpoint import ModelInfo, save_weights
-from taf_fast.run.evaluate import evaluate
+from taf_fast.run.evaluate import predict, score
 
 CPU = torch.device("cpu")
 # What videos of 48 x 36 pixels are cropped to for one view: nothing is resized, for three crops neither.
@@ -63,7 +63,7 @@ def test_scores_are_those_of_a_loop_over_views(dataset, generator, num_segments,
     model = Readout(num_segments, 8, generator)
     view = TrainingView(rule)
     loader = ClipLoader(manifest, num_segments, SIZE, 7, train=False, view=view, views=views)
-    scores = evaluate(model, loader, CPU)
+    scores = score(predict(model, loader, CPU))
 
     logits = np.stack([reference_logits(c.path, model, num_segments, rule, views) for c in manifest.clips])
     labels = np.array([clip.label for clip in manifest.clips])
@@ -115,7 +115,7 @@ def test_the_family_of_the_model_says_how_frames_are_taken(
         assert loader.view.sampling == RULES[family] and loader.views == EvaluationViews(*views)
         manifest, view = scan(data), TrainingView(RULES[family])
         same = ClipLoader(manifest, 8, SIZE, 32, train=False, view=view, views=loader.views)
-        expected = evaluate(model, same, CPU)
+        expected = score(predict(model, same, CPU))
         assert scores["loss"] == pytest.approx(expected.loss, rel=1e-4)
 
 
