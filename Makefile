@@ -20,4 +20,6 @@ $(INSTALLED): setup.py pyproject.toml constraints.txt
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dali,dev]'
 	# A peer for the tests; its dependency torchvision would bring another build of torch.
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --no-deps torchattacks
+	# Not every system that torch runs on has a build of it; the tests of the report's page do without.
+	-$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[browser]'
 	touch $@

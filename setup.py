@@ -21,7 +21,15 @@ setup(
     python_requires=">=3.10",
     packages=[*find_packages(include=["taf_fast", "taf_fast.*"]), "taf_fast.kernels"],
     package_dir={"taf_fast.kernels": "kernels"},
-    package_data={"taf_fast": ["recipes/*.yaml", "recipes/base/*.yaml"]},
+    package_data={
+        "taf_fast": [
+            "recipes/*.yaml",
+            "recipes/base/*.yaml",
+            "sweeps/*.yaml",
+            "report/*.yaml",
+            "report/*.css",
+        ]
+    },
     install_requires=[
         "torch>=2.11",
         "triton>=3.6",
@@ -40,6 +48,8 @@ setup(
         # What reading video takes on a machine with a GPU: torch's own wheels bring the rest of CUDA.
         "cuda": ["nvidia-dali-cuda130"],
         "cuda12": ["nvidia-dali-cuda120"],
+        # To look at reports with in the tests, which do without where there is none.
+        "browser": ["PyQt6", "PyQt6-WebEngine"],
         # scipy is there for torchattacks, which is installed without its requirements (see Makefile).
         "dev": [
             "accelerate",

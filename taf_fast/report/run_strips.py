@@ -1,0 +1,52 @@
+"""What the models of runs look at in a clip or two of their data."""
+
+import dataclasses
+
+import torch
+
+from taf_fast.data import ClipLoader, DataError, TrainingView, VideoDataset, read_dataset, read_manifest, scan
+from taf_fast.run.checkpoint import load_model, require_classes
+from taf_fast.run.recipes import official_sampling
+from taf_fast.run.trained import Trained
+
+from .attention import Strip, strip
+from .run_folder import Run
+
+
+def chosen_clips(first: Run, last: Run, count: int) -> list[str]:
+    """Ids of clips that both runs predicted: first those that the last alone is right about, then those that
+    the first alone is, then others; each in the order of the predictions."""
+    before = {p.id: p.place == 0 for p in first.predictions}
+    after = {p.id: p.place == 0 for p in last.predictions if p.id in before}
+    order = {(False, True): 0, (True, False): 1}
+    return sorted(after, key=lambda id: order.get((before[id], after[id]), 2))[:count]
+
+
+def run_strips(runs: list[Run], count: int) -> list[Strip]:
+    """Strips of ``count`` validation clips of the first run's data under the models of all runs.
+
+    Only these clips are looked at, however large the data set.
+
+    Raises:
+        DataError: the data, or one of these clips, cannot be read.
+        RunError, CheckpointError: the models do not fit the data or each other.
+    """
+    config = runs[0].config
+    dataset = read_dataset(config.data, "validation")
+    ids = chosen_clips(runs[0], runs[-1], count)
+    if not ids:
+        raise DataError("there are no predictions to choose clips by")
+    samples = tuple(sample for sample in dataset.samples if sample.id in ids)
+    dataset = dataclasses.replace(dataset, samples=samples)
+    known = read_manifest(config.data, config.manifest)
+    models = {run.name: _trained(run, dataset, known) for run in runs}
+    return [strip(models, id) for id in ids]
+
+
+def _trained(run: Run, dataset: VideoDataset, known: dict) -> Trained:
+    model, info = load_model(run.weights)
+    require_classes(run.weights, info, dataset.classes)
+    view = TrainingView(official_sampling(info.model))
+    manifest = scan(dataset, known=known)
+    loader = ClipLoader(manifest, info.num_segments, info.size, batch_size=1, train=False, view=view)
+    return Trained(model, loader, dataset, torch.device("cpu"))
