@@ -58,7 +58,7 @@ fi
 echo "== correctness"
 # The tests that need no GPU run elsewhere: interpreted kernels, compilation for other devices, CPU tensors.
 timeout 270 "$PYTHON" -m pytest -q -p no:cacheprovider -k "not cpu" tests/ops tests/test_replay.py \
-    tests/test_precision.py --ignore=tests/ops/test_interpreter.py \
+    tests/test_precision.py tests/test_on_a_gpu.py --ignore=tests/ops/test_interpreter.py \
     --ignore=tests/ops/test_ahead_of_time.py
 
 echo "== compute-sanitizer"

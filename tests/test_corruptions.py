@@ -134,17 +134,6 @@ def test_impulse_noise_is_of_values(seed, severity):
         assert abs(share.mean().item() - p) < 7 * math.sqrt(p * (1 - p) / share.numel())
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_on_a_gpu(numpy_generator):
-    clips, seeds = random_clips(numpy_generator, 3, 2, 64, 48), [1, 2, 3]
-    for name in NAMES:
-        for severity in SEVERITIES:
-            there = corrupt(clips.cuda(), name, severity, seeds)
-            assert there.is_cuda and torch.equal(there[1:], corrupt(clips[1:].cuda(), name, severity, [2, 3]))
-            if name in FIXED:
-                assert torch.equal(there.cpu(), corrupt(clips, name, severity, seeds))
-
-
 CLIPS = torch.zeros(2, 1, 8, 8, 3, dtype=torch.uint8)
 
 
