@@ -2,7 +2,7 @@
 
 # In the order of the help.
 # isort: off
-from . import train, data, score, pictures, checkpoints, bench  # noqa: F401
+from . import train, sweep, data, score, robustness, pictures, report, checkpoints, bench  # noqa: F401
 
 # isort: on
 from .app import app, main

@@ -14,7 +14,7 @@ class StopRequest:
     """``with StopRequest() as stop:`` sets ``stop.requested`` on the first SIGTERM or SIGINT.
 
     A second one has its usual effect at once, except on ranks: a scheduler may signal all processes, and
-    torchrun passes its own signal on to those that have had one.
+    torchrun passes its own signal on to those that have had one. Of one inside another, both hear it.
     """
 
     def __enter__(self) -> "StopRequest":
@@ -28,10 +28,13 @@ class StopRequest:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _handle(self, number: int, _frame: FrameType | None) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
-        if ranks.count() == 1:
-            signal.signal(number, self._before[number])
+        before = self._before[number]
+        if isinstance(getattr(before, "__self__", None), StopRequest):
+            before(number, frame)
+        elif ranks.count() == 1:
+            signal.signal(number, before)
 
 
 @contextlib.contextmanager
