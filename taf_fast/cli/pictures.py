@@ -107,13 +107,13 @@ def attention(
 
 def print_spread(rows: dict[str, list[dict]]) -> None:
     """Of every model the means over its rows with their standard errors, and the videos without attention."""
+    from taf_fast.report.attention import without_attention
+
     width = max(len(name) for name in ("checkpoint", *rows))
     print(f"{'checkpoint':{width}}  videos  without  {'entropy':17}  top-frame share")
     for name, measured in rows.items():
-        # Of all that is measured, only shares that were set to the same are so even.
-        without = sum(row["entropy"] > 1 - 1e-9 for row in measured)
         entropy, top = (_mean_and_error([row[c] for row in measured]) for c in ("entropy", "top_share"))
-        print(f"{name:{width}}  {len(measured):6}  {without:7}  {entropy:17}  {top}")
+        print(f"{name:{width}}  {len(measured):6}  {without_attention(measured):7}  {entropy:17}  {top}")
 
 
 def _mean_and_error(values: list[float]) -> str:

@@ -113,6 +113,12 @@ def attention_rows(model: nn.Module, loader: ClipLoader, device: torch.device) -
     return list(ranks.union(rows).values())
 
 
+def without_attention(rows: list[dict]) -> int:
+    """How many clips of :func:`attention_rows` have no attention at all, which counts as evenly spread."""
+    # Of all that is measured, only shares that were set to the same are so even.
+    return sum(row["entropy"] > 1 - 1e-9 for row in rows)
+
+
 @dataclasses.dataclass(frozen=True)
 class Strip:
     """A clip, uint8 [T,H,W,3], and under each model's name its attention to the clip's class, [T,h,w]."""

@@ -15,7 +15,7 @@ from taf_fast.models import CheckpointError
 from taf_fast.run.config import FinetuneConfig, RunError
 from taf_fast.run.robustness import summary
 
-from .attention import strip_figure
+from .attention import strip_figure, without_attention
 from .classes import class_rows, class_summary, classes_figure
 from .curves import curves_figure, loss_rows
 from .html import FIGURES, Section, details, heading, page, picture, sentence, table
@@ -210,9 +210,13 @@ def _attention(runs: list[Run]) -> str:
     rows = []
     for label, measured in (pair for run in runs for pair in _labels(run, run.attention)):
         means = [fmean(row[column] for row in measured) for column in ("entropy", "top_share")]
-        rows.append([label, str(len(measured)), *(f"{mean:.4f}" for mean in means)])
-    note = "Means over clips; 1 is the entropy of attention that is spread evenly."
-    header = ["run", "clips", "entropy", "share of the top frame"]
+        counts = (len(measured), without_attention(measured))
+        rows.append([label, *map(str, counts), *(f"{mean:.4f}" for mean in means)])
+    note = (
+        "Means over clips; 1 is the entropy of attention that is spread evenly, as that of clips without any "
+        "counts too."
+    )
+    header = ["run", "clips", "without attention", "entropy", "share of the top frame"]
     measures = table("Spread of attention over the frames", header, rows, note)
     return measures + _lacking(runs, "attention", "has no attention.csv")
 

@@ -53,8 +53,9 @@ def write_run(folder: Path, random: Random, classes: list[str], clips: int = 60,
     ]
     write_csv(folder / "robustness.csv", rows)
     rows = [
-        {"checkpoint": weights, "id": f"c{n}", "label": classes[labels[n]], "entropy": random.random()}
-        | {"top_share": random.random()}
+        {"checkpoint": weights, "id": f"c{n}", "label": classes[labels[n]]}
+        # Every seventh without attention.
+        | {"entropy": random.random() if n % 7 else 1.0, "top_share": random.random()}
         for n in range(clips)
     ]
     write_csv(folder / "attention.csv", rows)
