@@ -9,6 +9,7 @@ import typer
 
 from taf_fast.data import read_dataset
 from taf_fast.files import write_csv
+from taf_fast.report.names import short_names
 from taf_fast.run import ranks
 from taf_fast.run.config import FinetuneConfig, RunError
 from taf_fast.run.evaluate import Prediction, read_predictions
@@ -29,13 +30,6 @@ Out = Annotated[
 ]
 Segments = Annotated[int | None, typer.Option(help="Default: the checkpoint's, or 8.", min=1)]
 Size = Annotated[int | None, typer.Option(help="In pixels. Default: the checkpoint's, or 224.", min=1)]
-
-
-def _named(paths: list[Path], names: list[str]) -> dict[str, Path]:
-    """The paths by their names, or, where names are not enough to tell them apart, by themselves."""
-    if len(set(names)) < len(names):
-        names = [str(path) for path in paths]
-    return dict(zip(names, paths, strict=True))
 
 
 @app.command()
@@ -73,7 +67,10 @@ def attention(
         raise RunError(f"--measure must be a file in a folder that exists, got {measure}")
     if out is not None and measure is not None and measure.resolve() == out.resolve().with_suffix(".csv"):
         raise RunError(f"--measure must be another file than {measure}, where the numbers of --out go")
-    names = [path.parent.name or path.stem for path in checkpoint]
+    # A run's weights go by the name of its folder.
+    names = short_names([path.resolve().parent for path in checkpoint])
+    if len(set(names)) < len(names):
+        names = short_names(checkpoint)
     models = {
         name: open_trained(
             data,
@@ -87,7 +84,7 @@ def attention(
             threads=threads,
             trust_checkpoint=trust_checkpoint,
         )
-        for name, path in _named(checkpoint, names).items()
+        for name, path in zip(names, checkpoint, strict=True)
     }
     if out is not None:
         strips = [strip(models, id) for id in clip or [None]]
@@ -218,8 +215,9 @@ def curves(
     from taf_fast.report.curves import curves_figure, loss_rows
     from taf_fast.report.figures import save
 
-    runs = _named(run, [path.resolve().name for path in run])
-    rows = loss_rows({name: folder / "metrics.jsonl" for name, folder in runs.items()})
+    rows = loss_rows(
+        {name: folder / "metrics.jsonl" for name, folder in zip(short_names(run), run, strict=True)}
+    )
     if ranks.first():
         save(curves_figure(rows), rows, out)
     print(f"wrote {out}")

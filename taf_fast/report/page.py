@@ -19,6 +19,7 @@ from .attention import strip_figure, without_attention
 from .classes import class_rows, class_summary, classes_figure
 from .curves import curves_figure, loss_rows
 from .html import FIGURES, Section, details, heading, page, picture, sentence, table
+from .names import short_names
 from .paper import Measured, PaperTable, long_term_classes, paper_tables
 from .run_folder import Run, read_run
 from .run_strips import run_strips
@@ -45,9 +46,7 @@ def write_page(path: Path, folders: list[Path]) -> None:
     for folder in folders:
         if sum(folder.resolve() == other.resolve() for other in folders) > 1:
             raise RunError(f"{folder} is given twice")
-    names = [folder.resolve().name for folder in folders]
-    if len(set(names)) < len(names):
-        names = [str(folder) for folder in folders]
+    names = short_names(folders)
     runs, swept, sections = [], [], []
     for name, folder in zip(names, folders, strict=True):
         if (folder / "table.csv").is_file():
@@ -91,11 +90,12 @@ def _percent(fraction: float) -> str:
 
 def _summary(runs: list[Run]) -> str:
     header = [
-        *("run", "model", "data", "augmentation", "epochs"),
-        *("top-1 %", "difference", "top-5 %", "loss", "attacked %", "s / step"),
+        # Scores first: a phone shows no more than these.
+        *("run", "top-1 %", "difference", "top-5 %", "loss", "attacked %", "s / step"),
+        *("augmentation", "epochs", "model", "data"),
     ]
     base = next((run for run in runs if run.result), None)
-    rows = [[*_described(run), *_scored(run, base)] for run in runs]
+    rows = [[*_scored(run, base), *_described(run)] for run in runs]
     unfinished = _lacking(runs, "result", "is unfinished: it has no scores or no weights yet")
     note = "" if base is None else f"The difference is in points of top-1, to {base.name}."
     return table("Scores on the validation clips", header, rows, note) + unfinished
@@ -105,20 +105,20 @@ def _described(run: Run) -> list[str]:
     config = run.config
     done = sum("val_loss" in line for line in run.metrics)
     return [
-        run.name if run.result else f"{run.name} (unfinished)",
-        config.model,
-        config.dataset or Path(config.data).name,
         config.augment,
         str(config.epochs) if run.result else f"{done} of {config.epochs}",
+        config.model,
+        config.dataset or Path(config.data).name,
     ]
 
 
 def _scored(run: Run, base: Run | None) -> list[str]:
     if not run.result:
-        return [""] * 6
+        return [f"{run.name} (unfinished)", *[""] * 6]
     result = run.result
     points = 100 * (result["top1"] - base.result["top1"])
     return [
+        run.name,
         _percent(result["top1"]),
         "" if run is base else f"{points:+.2f}",
         _percent(result["top5"]),

@@ -131,14 +131,14 @@ def test_curves_command(runs, tmp_path, output):
         assert image.size == (990, 374)
 
 
-def test_runs_of_the_same_name_keep_their_folders(runs, tmp_path, output):
+def test_runs_of_the_same_name_are_told_apart(runs, tmp_path, output):
     for part in ("one", "two"):
         folder = tmp_path / part / "run"
         folder.mkdir(parents=True)
         (folder / "metrics.jsonl").write_bytes((runs[1] / "metrics.jsonl").read_bytes())
     output("curves", tmp_path / "one" / "run", tmp_path / "two" / "run", "--out", tmp_path / "curves.png")
     rows = (tmp_path / "curves.csv").read_text().splitlines()[1:]
-    assert [row.split(",")[0] for row in rows] == [str(tmp_path / part / "run") for part in ("one", "two")]
+    assert [row.split(",")[0] for row in rows] == ["one/run", "two/run"]
 
 
 def test_a_folder_without_metrics_is_named(tmp_path, error):
