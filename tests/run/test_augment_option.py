@@ -61,6 +61,19 @@ def test_every_augmentation_trains(first_losses):
     assert len({round(loss, 9) for loss in adversarial.values()}) == len(ADVERSARIAL)
 
 
+def test_its_options_are_the_run_s():
+    given = dict(epsilon=0.1, step_size=0.05, steps=3, attack_bn="batch")
+    given |= dict(num_frames=2, denominator="range", gradient="logit")
+    for augment, own in (
+        ("ta", given),
+        ("ce", ("epsilon", "step_size", "steps", "attack_bn")),
+        ("noise", ("epsilon", "step_size")),
+        ("advprop", ("epsilon", "step_size", "steps")),
+    ):
+        attack = FinetuneConfig(data="d", out="o", augment=augment, **given).attack()
+        assert {name: getattr(attack, name) for name in own} == {name: given[name] for name in own}, augment
+
+
 def test_the_earlier_name(dataset, tmp_path, output, error):
     out = tmp_path / "run"
     output(*finetune_arguments(dataset, out, method="plain", epochs=1))
