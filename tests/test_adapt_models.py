@@ -434,7 +434,7 @@ def test_compiled_equals_eager_and_compiles_a_bounded_number_of_times(generator,
     compiled = TAFStep(model, TemporalAugment(label="true"), compile=True)
 
     # Both attacks run eagerly, but from logits that differ in their last digits, which turn signs.
-    def attack(model, x, targets, clean, rows):
+    def attack(model, x, targets, clean, rows, generator):
         chosen = x if rows is None else x[rows]
         return chosen + 0.1, torch.zeros(len(chosen), dtype=torch.bool)
 
