@@ -1,9 +1,9 @@
-"""What a sweep measured, as differences to its first arm:
+"""What a sweep measured, as differences to its first arm or to the one that is named:
 
-python experiments/synthetic/tables.py FOLDER
+python experiments/synthetic/tables.py FOLDER [ARM]
 
-Losses and attention; top-1 by motion; top-1 by corruption, where it was measured. A number in brackets is
-the difference to the first arm's runs of the same seeds, with half of its 95 % confidence interval by
+Scores, losses and attention; top-1 by motion; top-1 by corruption, where it was measured. A number in
+brackets is the difference to that arm's runs of the same seeds, with half of its 95 % confidence interval by
 Student's t.
 """
 
@@ -22,7 +22,8 @@ from taf_fast.run.sweep_table import student_t
 
 def quantities(run: dict[str, str]) -> dict[str, float]:
     names = ("train_loss", "val_loss", "attention_entropy", "attention_top_share")
-    return {name.replace("_", " "): float(run[name] or "nan") for name in names}
+    measured = {name.replace("_", " "): float(run[name] or "nan") for name in names}
+    return {"top-1": float(run["top1"])} | measured
 
 
 def by_motion(run: dict[str, str]) -> dict[str, float]:
@@ -42,11 +43,10 @@ def by_corruption(run: dict[str, str]) -> dict[str, float]:
     return {name.replace("_", " "): 100 * value for name, value in means.items()}
 
 
-def print_table(runs: list[dict[str, str]], measure, digits: int) -> None:
+def print_table(runs: list[dict[str, str]], first: str, measure, digits: int) -> None:
     measured: dict[str, dict[str, dict[str, float]]] = {}  # by arm and seed
     for run in runs:
         measured.setdefault(run["arm"], {})[run["seed"]] = measure(run)
-    first = next(arm for arm in measured if arm != "start")
     columns = list(next(iter(measured[first].values())))
     print(f"\n| | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}")
     for arm, seeds in measured.items():
@@ -63,7 +63,8 @@ def print_table(runs: list[dict[str, str]], measure, digits: int) -> None:
 
 
 runs = read_csv(Path(sys.argv[1]) / "runs.csv")
-print_table(runs, quantities, 3)
-print_table(runs, by_motion, 1)
+arm = sys.argv[2] if len(sys.argv) > 2 else next(run["arm"] for run in runs if run["arm"] != "start")
+print_table(runs, arm, quantities, 3)
+print_table(runs, arm, by_motion, 1)
 if (Path(runs[-1]["folder"]) / "robustness.csv").exists():
-    print_table(runs, by_corruption, 1)
+    print_table(runs, arm, by_corruption, 1)
