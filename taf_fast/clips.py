@@ -53,6 +53,11 @@ def pixel_range(model: nn.Module, like: Tensor) -> tuple[float | Tensor, float |
     return -mean / std, (1 - mean) / std
 
 
+def per_channel(amount: float | Tensor) -> float | Tensor:
+    """What :func:`pixel_units` or :func:`pixel_range` gave, to compute with frames [...,3,H,W]."""
+    return amount.view(3, 1, 1) if isinstance(amount, Tensor) else amount
+
+
 def _channels(values, dtype: torch.dtype, like: Tensor) -> Tensor:
     return torch.as_tensor(values, dtype=dtype, device=like.device)
 

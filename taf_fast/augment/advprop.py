@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from taf_fast import ops
-from taf_fast.clips import pixel_range, pixel_units
+from taf_fast.clips import per_channel, pixel_range, pixel_units
 from taf_fast.dual_batch_norm import adversarial_path
 
 from .base import Augment, CleanForward, random_class, require_steps
@@ -53,14 +53,11 @@ class AdvPropAugment(Augment):
         chosen, targets = (x, targets) if rows is None else (x[rows], targets[rows])
         step_size, epsilon = (pixel_units(model, v, x) for v in (self.step_size, self.epsilon))
         lower, upper = pixel_range(model, x)
-        # A step of that size in a random direction within the ball.
         device = x.device if generator is None else generator.device
         noise = torch.rand(chosen.shape, generator=generator, device=device).mul_(2).sub_(1).to(chosen)
         noisy = torch.rand(len(chosen), generator=generator, device=device).to(x.device) < _RANDOM_START
-        radius = epsilon.view(3, 1, 1) if isinstance(epsilon, Tensor) else epsilon
-        start = chosen + noise * radius * noisy.view(-1, 1, 1, 1, 1)
-        nowhere = torch.zeros_like(chosen)
-        perturbed = ops.pgd_step(start.to(x.dtype), nowhere, chosen, step_size, epsilon, lower, upper)
+        start = chosen + noise * per_channel(epsilon) * noisy.view(-1, 1, 1, 1, 1)
+        perturbed = start.clamp_(per_channel(lower), per_channel(upper)).to(x.dtype)
         failed = torch.zeros(len(chosen), dtype=torch.bool, device=x.device)
         with adversarial_path(model), _evaluating(model):
             for _ in range(self.steps):

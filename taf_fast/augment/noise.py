@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from taf_fast.clips import pixel_range, pixel_units, to_model_input
+from taf_fast.clips import per_channel, pixel_range, pixel_units, to_model_input
 
 from .base import Augment, CleanForward
 
@@ -44,12 +44,8 @@ class NoiseAugment(Augment):
         chosen = x.detach() if rows is None else x.detach()[rows]
         device = x.device if generator is None else generator.device
         noise = torch.randn(chosen.shape, generator=generator, device=device).to(chosen)
-        step_size, epsilon = (_per_channel(pixel_units(model, v, x)) for v in (self.step_size, self.epsilon))
+        step_size, epsilon = (per_channel(pixel_units(model, v, x)) for v in (self.step_size, self.epsilon))
         perturbed = chosen + (noise * step_size).clamp_(-epsilon, epsilon)
         if self.clamp:
-            perturbed = perturbed.clamp_(*(_per_channel(bound) for bound in pixel_range(model, x)))
+            perturbed = perturbed.clamp_(*(per_channel(bound) for bound in pixel_range(model, x)))
         return perturbed.to(x.dtype), torch.zeros(len(chosen), dtype=torch.bool, device=x.device)
-
-
-def _per_channel(value: float | Tensor) -> float | Tensor:
-    return value.view(3, 1, 1) if isinstance(value, Tensor) else value

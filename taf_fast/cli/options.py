@@ -23,6 +23,9 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ... Default
 Trust = Annotated[bool, typer.Option(help="Run the code a torch.save checkpoint may hold.")]
 Threads = Annotated[int, typer.Option(help="Threads that decode.")]
 
+Segments = Annotated[int | None, typer.Option(help="Default: the checkpoint's, or 8.")]
+Size = Annotated[int | None, typer.Option(help="In pixels. Default: the checkpoint's, or 224.")]
+
 DEFAULT = {field.name: field.default for field in dataclasses.fields(FinetuneConfig)}
 
 
@@ -35,3 +38,10 @@ def device_of(name: str | None) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise RunError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from None
     return torch.device(name)
+
+
+def require_folder(*files: Path | None) -> None:
+    """Raise RunError unless every file can be written into a folder that exists: not after hours of work."""
+    for path in files:
+        if path is not None and not path.parent.is_dir():
+            raise RunError(f"{path} cannot be written: there is no folder {path.parent}")

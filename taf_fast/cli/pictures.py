@@ -16,20 +16,30 @@ from taf_fast.run.evaluate import Prediction, read_predictions
 from taf_fast.run.trained import open_trained
 
 from .app import app
-from .options import ClassOrder, Data, Device, ManifestOption, Trust, device_of
+from .options import (
+    ClassOrder,
+    Data,
+    Device,
+    ManifestOption,
+    Segments,
+    Size,
+    Threads,
+    Trust,
+    device_of,
+    require_folder,
+)
 
 
 def _png(path: Path | None) -> Path | None:
-    if path is not None and not (path.suffix == ".png" and path.parent.is_dir()):
-        raise RunError(f"--out must be a .png file in a folder that exists, got {path}")
+    require_folder(path)
+    if path is not None and path.suffix != ".png":
+        raise RunError(f"--out must be a .png file, got {path}")
     return path
 
 
 Out = Annotated[
     Path, typer.Option(help="PNG file; the numbers go beside it, into a CSV of its name.", callback=_png)
 ]
-Segments = Annotated[int | None, typer.Option(help="Default: the checkpoint's, or 8.", min=1)]
-Size = Annotated[int | None, typer.Option(help="In pixels. Default: the checkpoint's, or 224.", min=1)]
 
 
 @app.command()
@@ -52,9 +62,9 @@ def attention(
     size: Size = None,
     class_order: ClassOrder = None,
     manifest: ManifestOption = None,
-    batch_size: Annotated[int, typer.Option(help="Clips measured at once.", min=1)] = 32,
+    batch_size: Annotated[int, typer.Option(help="Clips measured at once.")] = 32,
     device: Device = None,
-    threads: Annotated[int, typer.Option(help="Threads that decode.", min=1)] = 2,
+    threads: Threads = 2,
     trust_checkpoint: Trust = False,
 ) -> None:
     """Draw frames of clips with each model's Grad-CAM of the true class, and measure how it is spread."""
@@ -63,8 +73,7 @@ def attention(
 
     if out is None and measure is None:
         raise RunError("nothing to do: give --out for a picture, --measure for numbers, or both")
-    if measure is not None and not measure.parent.is_dir():
-        raise RunError(f"--measure must be a file in a folder that exists, got {measure}")
+    require_folder(measure)
     if out is not None and measure is not None and measure.resolve() == out.resolve().with_suffix(".csv"):
         raise RunError(f"--measure must be another file than {measure}, where the numbers of --out go")
     # A run's weights go by the name of its folder.
@@ -175,7 +184,9 @@ def classes(
     out: Out,
     long_term: Annotated[
         Path | None,
-        typer.Option(help="File with a class a line. Default: none, or those of the synthetic data set."),
+        typer.Option(
+            help="File with a class a line. Default: the synthetic set's and those of report/paper.yaml."
+        ),
     ] = None,
 ) -> None:
     """Draw how the top-1 of every class changed from one model to another."""
@@ -195,10 +206,10 @@ def _predictions(path: Path) -> list[Prediction]:
 
 
 def _long_term(path: Path | None, classes: tuple[str, ...]) -> list[str]:
-    from taf_fast.data.synth import LONG_TERM
+    from taf_fast.report.paper import long_term_classes
 
     if path is None:
-        return list(LONG_TERM) if set(LONG_TERM) <= set(classes) else []
+        return long_term_classes(classes)
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from .app import app
+from .options import require_folder
 
 
 @app.command()
@@ -16,5 +17,6 @@ def report(
     """Write one HTML page of tables, curves, pictures and settings, each run compared with the first."""
     from taf_fast.report.page import write_page
 
+    require_folder(out)
     write_page(out, run)
     print(f"wrote {out}")

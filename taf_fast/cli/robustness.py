@@ -12,7 +12,18 @@ from taf_fast.run.config import RunError
 from taf_fast.run.trained import open_trained
 
 from .app import app
-from .options import ClassOrder, Data, Device, ManifestOption, Threads, Trust, device_of
+from .options import (
+    ClassOrder,
+    Data,
+    Device,
+    ManifestOption,
+    Segments,
+    Size,
+    Threads,
+    Trust,
+    device_of,
+    require_folder,
+)
 
 
 @app.command()
@@ -27,8 +38,8 @@ def robustness(
     out: Annotated[
         Path | None, typer.Option(help="CSV file for all scores; RUN/robustness.csv is where report looks.")
     ] = None,
-    num_segments: Annotated[int | None, typer.Option(help="Default: the checkpoint's, or 8.")] = None,
-    size: Annotated[int | None, typer.Option(help="In pixels. Default: the checkpoint's, or 224.")] = None,
+    num_segments: Segments = None,
+    size: Size = None,
     class_order: ClassOrder = None,
     manifest: ManifestOption = None,
     batch_size: Annotated[int, typer.Option(help="Clips at once on each device.")] = 32,
@@ -46,10 +57,7 @@ def robustness(
     for value in severity:
         if value not in SEVERITIES:
             raise RunError(f"severity must be between 1 and 5, got {value}")
-    if min(batch_size, threads, num_segments or 1, size or 1) < 1:
-        raise RunError("num_segments, size, batch_size and threads must be at least 1")
-    if out is not None and not out.parent.is_dir():
-        raise RunError(f"out must be a file in a folder that exists, got {out}")
+    require_folder(out)
     options = dict(
         num_segments=num_segments,
         size=size,

@@ -14,7 +14,18 @@ from taf_fast.run.config import RunError
 from taf_fast.run.trained import open_trained
 
 from .app import app
-from .options import ClassOrder, Data, Device, ManifestOption, Threads, Trust, device_of
+from .options import (
+    ClassOrder,
+    Data,
+    Device,
+    ManifestOption,
+    Segments,
+    Size,
+    Threads,
+    Trust,
+    device_of,
+    require_folder,
+)
 
 
 @app.command()
@@ -23,8 +34,8 @@ def evaluate(
     checkpoint: Annotated[
         Path, typer.Option(help="Weights of finetune, of the official TSM, GST, TAM and TPN or of MMAction2.")
     ],
-    num_segments: Annotated[int | None, typer.Option(help="Default: the checkpoint's, or 8.")] = None,
-    size: Annotated[int | None, typer.Option(help="In pixels. Default: the checkpoint's, or 224.")] = None,
+    num_segments: Segments = None,
+    size: Size = None,
     crops: Annotated[
         int, typer.Option(help="1: the centre. 3: squares of the whole short side, larger by 256/224.")
     ] = 1,
@@ -43,11 +54,7 @@ def evaluate(
     """Top-1, top-5 and loss on the validation videos, by the mean logits of their crops and clips."""
     from taf_fast.run.evaluate import predict, score, write_predictions
 
-    if min(batch_size, threads, num_segments or 1, size or 1) < 1:
-        raise RunError("num_segments, size, batch_size and threads must be at least 1")
-    for path in (out, predictions):
-        if path is not None and not path.parent.is_dir():
-            raise RunError(f"{path} cannot be written: its folder does not exist")
+    require_folder(out, predictions)
     try:
         views = EvaluationViews(crops, clips)
     except ValueError as error:

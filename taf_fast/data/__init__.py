@@ -11,10 +11,11 @@ from .formats.tree import read_tree
 from .loader import DECODERS, Batch, ClipLoader
 from .scanning.manifest import Manifest, scan
 from .scanning.manifest_file import read_manifest
-from .views.view import EvaluationViews, TrainingView
+from .views.view import ONE_VIEW, EvaluationViews, TrainingView
 
 __all__ = [
     "DECODERS",
+    "ONE_VIEW",
     "Batch",
     "ClipLoader",
     "DataError",

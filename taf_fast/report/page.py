@@ -9,7 +9,6 @@ from statistics import fmean
 import matplotlib
 
 from taf_fast.data import DataError
-from taf_fast.data.synth import LONG_TERM
 from taf_fast.files import read_csv, write_text
 from taf_fast.models import CheckpointError
 from taf_fast.run.config import FinetuneConfig, RunError
@@ -41,8 +40,6 @@ def write_page(path: Path, folders: list[Path]) -> None:
     Raises:
         RunError, DataError, CheckpointError: a folder that is neither, or a damaged file in one.
     """
-    if not path.parent.is_dir():
-        raise RunError(f"{path} cannot be written: there is no folder {path.parent}")
     for folder in folders:
         if sum(folder.resolve() == other.resolve() for other in folders) > 1:
             raise RunError(f"{folder} is given twice")
@@ -164,7 +161,7 @@ def _changes(before: Run, after: Run) -> str:
                 raise RunError(f"{run.name} has no predictions or no weights")
         if before.classes != after.classes:
             raise RunError("the runs have different classes")
-        long_term = [name for name in (*LONG_TERM, *long_term_classes()) if name in after.classes]
+        long_term = long_term_classes(after.classes)
         rows = class_rows(after.classes, before.predictions, after.predictions, long_term)
     except RunError as error:
         return sentence(f"Left out: {error}.")

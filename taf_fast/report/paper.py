@@ -8,6 +8,7 @@ from pathlib import Path
 
 import yaml
 
+from taf_fast.data.synth import LONG_TERM
 from taf_fast.run.config import FinetuneConfig
 
 from .run_folder import Run
@@ -56,10 +57,12 @@ def paper_tables(runs: list[Run]) -> list[PaperTable]:
     return [_table(table, known) for table in content["tables"]]
 
 
-def long_term_classes() -> list[str]:
-    """The classes of Table 5, as far as ``paper.yaml`` has them."""
+def long_term_classes(classes: tuple[str, ...]) -> list[str]:
+    """Those of ``classes`` that are long-term motions: the synthetic set's, and the paper's Table 5 as far as
+    ``paper.yaml`` has it."""
     by_class = [t for t in _content()["tables"] if any(c["measure"] == "class" for c in t["columns"])]
-    return [row["labels"][0] for table in by_class for row in table["rows"]]
+    known = {*LONG_TERM, *(row["labels"][0] for table in by_class for row in table["rows"])}
+    return [name for name in classes if name in known]
 
 
 def _content() -> dict:

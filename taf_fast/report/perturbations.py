@@ -6,7 +6,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from taf_fast.clips import pixel_range, to_model_input
+from taf_fast.clips import per_channel, pixel_range, to_model_input
 
 from .attention import attended, attention, frame_shares
 from .figures import draw_strips, strip_size
@@ -39,9 +39,7 @@ def perturb(
         generator = torch.Generator(clean.device).manual_seed(_SEED)
         inputs[name] = augment(model, clean, label, generator)
         maps[name] = attention(model, inputs[name], label)[0].cpu()
-    low, high = (
-        torch.as_tensor(bound, device=clean.device).view(-1, 1, 1) for bound in pixel_range(model, clean)
-    )
+    low, high = (per_channel(bound) for bound in pixel_range(model, clean))
     pixels = {name: ((x[0] - low) / (high - low)).cpu() for name, x in inputs.items()}
     return pixels, maps
 

@@ -1,13 +1,11 @@
 """What the models of runs look at in a clip or two of their data."""
 
-import dataclasses
+from pathlib import Path
 
 import torch
 
-from taf_fast.data import ClipLoader, DataError, TrainingView, VideoDataset, read_dataset, read_manifest, scan
-from taf_fast.run.checkpoint import load_model, require_classes
-from taf_fast.run.recipes import official_sampling
-from taf_fast.run.trained import Trained
+from taf_fast.data import DataError
+from taf_fast.run.trained import open_trained
 
 from .attention import Strip, strip
 from .run_folder import Run
@@ -32,21 +30,14 @@ def run_strips(runs: list[Run], count: int) -> list[Strip]:
         RunError, CheckpointError: the models do not fit the data or each other.
     """
     config = runs[0].config
-    dataset = read_dataset(config.data, "validation")
     ids = chosen_clips(runs[0], runs[-1], count)
     if not ids:
         raise DataError("there are no predictions to choose clips by")
-    samples = tuple(sample for sample in dataset.samples if sample.id in ids)
-    dataset = dataclasses.replace(dataset, samples=samples)
-    known = read_manifest(config.data, config.manifest)
-    models = {run.name: _trained(run, dataset, known) for run in runs}
+    manifest = None if config.manifest is None else Path(config.manifest)
+    models = {
+        run.name: open_trained(
+            Path(config.data), run.weights, torch.device("cpu"), manifest=manifest, clips=ids
+        )
+        for run in runs
+    }
     return [strip(models, id) for id in ids]
-
-
-def _trained(run: Run, dataset: VideoDataset, known: dict) -> Trained:
-    model, info = load_model(run.weights)
-    require_classes(run.weights, info, dataset.classes)
-    view = TrainingView(official_sampling(info.model))
-    manifest = scan(dataset, known=known)
-    loader = ClipLoader(manifest, info.num_segments, info.size, batch_size=1, train=False, view=view)
-    return Trained(model, loader, dataset, torch.device("cpu"))

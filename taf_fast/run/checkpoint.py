@@ -10,7 +10,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from taf_fast import models
 from taf_fast.files import write_atomically
 from taf_fast.models import CheckpointError
 
@@ -26,9 +25,6 @@ class ModelInfo:
     num_segments: int
     size: int
     options: dict = dataclasses.field(default_factory=dict)
-
-    def build(self, **options) -> nn.Module:
-        return models.build(self.model, len(self.classes), self.num_segments, **self.options, **options)
 
 
 def save_weights(path: Path, model: nn.Module, info: ModelInfo) -> None:
@@ -53,22 +49,6 @@ def read_info(path: Path) -> ModelInfo | None:
         return None
     values = json.loads(header)
     return ModelInfo(**values | {"classes": tuple(values["classes"])})
-
-
-def load_model(path: Path) -> tuple[nn.Module, ModelInfo]:
-    """Rebuild the model of a file of :func:`save_weights`, in eval mode, on the CPU.
-
-    Raises:
-        CheckpointError: unreadable, or the file does not say what its model is.
-    """
-    info = read_info(path)
-    if info is None:
-        raise CheckpointError(
-            f"checkpoint {path} does not say what its model is, expected a file written by finetune"
-        )
-    model = info.build()
-    models.load(model, path)
-    return model.eval(), info
 
 
 def require_classes(path: Path, info: ModelInfo, classes: tuple[str, ...]) -> None:

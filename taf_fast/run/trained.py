@@ -1,6 +1,7 @@
 """A trained model together with the validation videos it is to be tried on."""
 
 import dataclasses
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -8,6 +9,7 @@ from torch import nn
 
 from taf_fast import models
 from taf_fast.data import (
+    ONE_VIEW,
     ClipLoader,
     EvaluationViews,
     TrainingView,
@@ -18,11 +20,9 @@ from taf_fast.data import (
 )
 from taf_fast.run import ranks
 from taf_fast.run.checkpoint import read_info
-from taf_fast.run.config import FinetuneConfig
+from taf_fast.run.config import FinetuneConfig, RunError
 from taf_fast.run.model import build_model
 from taf_fast.run.recipes import official_sampling
-
-ONE_VIEW = EvaluationViews()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +48,7 @@ def open_trained(
     batch_size: int = 32,
     threads: int = 2,
     trust_checkpoint: bool = False,
+    clips: Collection[str] | None = None,
 ) -> Trained:
     """Load a checkpoint of any origin that finetune reads, and look at the validation videos of ``data``.
 
@@ -57,14 +58,22 @@ def open_trained(
         num_segments, size: None for the checkpoint's own, or 8 frames of 224 pixels.
         class_order: see :func:`taf_fast.run.model.build_model`.
         manifest: file of ``taf-fast scan``; None for the one in ``data``, if there is one.
+        clips: ids of the videos to look at; None for all.
 
     Raises:
         RunError, DataError, CheckpointError: what does not exist, cannot be read or does not fit.
     """
+    given = {"num_segments": num_segments, "size": size, "batch_size": batch_size, "threads": threads}
+    for name, value in given.items():
+        if value is not None and value < 1:
+            raise RunError(f"{name} must be at least 1, got {value}")
     known = describe(checkpoint, trust_checkpoint)
     num_segments = num_segments or known.get("num_segments", FinetuneConfig.num_segments)
     size = size or known.get("size", FinetuneConfig.size)
     dataset = read_dataset(data, "validation")
+    if clips is not None:
+        chosen = tuple(sample for sample in dataset.samples if sample.id in clips)
+        dataset = dataclasses.replace(dataset, samples=chosen)
     model = build_model(dataset, known["model"], num_segments, checkpoint, class_order, trust_checkpoint)
     scanned = ranks.from_first(lambda: scan(dataset, known=read_manifest(data, manifest)))
     device = ranks.own_device(str(device))

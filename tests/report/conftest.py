@@ -1,6 +1,7 @@
 """Two runs of seconds on a small data set, and the command line in this process."""
 
 import pytest
+from report.run_files import report_in_a_process
 from run.conftest import dataset, error, output
 
 from taf_fast.run.config import FinetuneConfig
@@ -19,3 +20,10 @@ def runs(dataset, tmp_path_factory):
     weights = finetune(baseline).weights
     finetune(FinetuneConfig(out=str(folder / "taf"), checkpoint=str(weights), epochs=1, **common))
     return folder / "baseline", folder / "taf"
+
+
+@pytest.fixture(scope="session")
+def real_page(runs, tmp_path_factory):
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    report_in_a_process(runs, path, "1")
+    return path

@@ -2,6 +2,9 @@
 
 import csv
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from random import Random
 
@@ -80,3 +83,8 @@ def write_csv(path: Path, rows: list[dict]) -> None:
 def read_csv(path: Path) -> list[dict]:
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def report_in_a_process(runs, path: Path, hash_seed: str) -> None:
+    command = [sys.executable, "-m", "taf_fast", "report", *map(str, runs), "--out", str(path)]
+    subprocess.run(command, check=True, env=os.environ | {"PYTHONHASHSEED": hash_seed})

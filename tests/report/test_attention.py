@@ -243,7 +243,7 @@ def test_attention_names_what_it_cannot_do(dataset, runs, tmp_path, error):
     assert "--out for a picture, --measure for numbers" in error(*arguments)
     message = "'nothing': no such clip, expected the id of a readable video"
     assert message in error(*arguments, "--out", out, "--clip", "nothing")
-    assert "must be a .png file in a folder that exists" in error(*arguments, "--out", tmp_path / "a.pdf")
+    assert "must be a .png file, got" in error(*arguments, "--out", tmp_path / "a.pdf")
     assert "nowhere/a.png" in error(*arguments, "--out", tmp_path / "nowhere" / "a.png")
     assert "nowhere/a.csv" in error(*arguments, "--measure", tmp_path / "nowhere" / "a.csv")
     both = error(*arguments, "--out", out, "--measure", tmp_path / "strips.csv")

@@ -209,4 +209,4 @@ def test_evaluate_names_a_folder_that_does_not_exist(tmp_path, error):
     for option in ("--out", "--predictions"):
         path = tmp_path / "nowhere" / "file"
         message = error("evaluate", "--data", tmp_path, "--checkpoint", tmp_path, option, path)
-        assert message == f"error: {path} cannot be written: its folder does not exist\n"
+        assert message == f"error: {path} cannot be written: there is no folder {path.parent}\n"

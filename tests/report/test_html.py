@@ -1,10 +1,8 @@
-"""The page of a report: its numbers against the files they are from, its form, and a real browser's view."""
+"""The page of a report: its form, and its numbers against the files they are from."""
 
 import ast
 import base64
 import json
-import math
-import os
 import re
 import subprocess
 import sys
@@ -14,7 +12,16 @@ from statistics import fmean
 
 import pytest
 from report.page_parser import Page
-from report.run_files import CORRUPTIONS, SEVERITIES, read_csv, read_json, write_csv, write_json, write_run
+from report.run_files import (
+    CORRUPTIONS,
+    SEVERITIES,
+    read_csv,
+    read_json,
+    report_in_a_process,
+    write_csv,
+    write_json,
+    write_run,
+)
 
 from taf_fast.data import DataError
 from taf_fast.models import CheckpointError
@@ -327,18 +334,6 @@ def test_three_runs_of_174_classes_are_small(tmp_path, random):
     assert (tmp_path / "report.html").stat().st_size < 1_000_000
 
 
-def report_in_a_process(runs, path: Path, hash_seed: str) -> None:
-    command = [sys.executable, "-m", "taf_fast", "report", *map(str, runs), "--out", str(path)]
-    subprocess.run(command, check=True, env=os.environ | {"PYTHONHASHSEED": hash_seed})
-
-
-@pytest.fixture(scope="module")
-def real_page(runs, tmp_path_factory):
-    path = tmp_path_factory.mktemp("report") / "report.html"
-    report_in_a_process(runs, path, "1")
-    return path
-
-
 def test_the_same_folders_give_the_same_bytes(runs, real_page, tmp_path):
     report_in_a_process(runs, tmp_path / "again.html", "2")
     assert (tmp_path / "again.html").read_bytes() == real_page.read_bytes()
@@ -377,55 +372,3 @@ def test_an_installed_report_has_its_files():
     assert {path.name for path in files} == {"page.css", "paper.yaml"}
     for path in files:
         assert any(path.match(f"taf_fast/{pattern}") for pattern in patterns), path
-
-
-@pytest.fixture(scope="module")
-def browse():
-    """What a browser finds on a page; skipped where there is none."""
-    program = "import PyQt6.QtWebEngineWidgets"
-    probe = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    if probe.returncode:
-        pytest.skip(f"no browser here: {probe.stderr.strip().splitlines()[-1]}")
-
-    def run(page: Path, scheme: str, width: int) -> dict:
-        program = Path(__file__).with_name("browser.py")
-        arguments = [sys.executable, str(program), str(page), scheme, str(width)]
-        done = subprocess.run(arguments, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
-
-    return run
-
-
-@pytest.mark.parametrize(
-    ("scheme", "width"), [("light", 360), ("dark", 360), ("light", 768), ("light", 1280)]
-)
-def test_in_a_browser(browse, real_page, scheme, width):
-    seen = browse(real_page, scheme, width)
-    assert seen["loaded"] and seen["dark"] == (scheme == "dark") and seen["inner_width"] == width
-    assert seen["scroll_width"] == width, "the page scrolls sideways"
-    assert seen["blocked"] == [] and seen["console"] == []
-    assert seen["smallest_text"] >= 14 and seen["least_contrast"] >= 4.5
-    assert seen["lost"] == [] and seen["overlapping"] == []
-    assert len(seen["images"]) == 4
-    for image in seen["images"]:
-        assert image["natural"] > 0 and image["alt"]
-        # Scaled down to the window, but not to where nothing can be read.
-        assert min(640, width) <= image["shown"] <= max(640, width)
-
-
-def test_the_browser_notices(browse, tmp_path):
-    """What the checks above rely on."""
-    page = tmp_path / "bad.html"
-    page.write_text(
-        '<!DOCTYPE html><html lang="en"><head><title>bad</title></head><body>'
-        '<main><p style="width: 700px; color: #888; font-size: 9px; white-space: nowrap">'
-        f'{"wide " * 200}</p><p style="margin-top: -60px">over</p>'
-        '<img src="http://example.com/a.png" alt="a"><script>console.error("oh"); fetch("https://example.org")'
-        "</script></main></body></html>"
-    )
-    seen = browse(page, "light", 360)
-    assert seen["scroll_width"] > 360 and seen["smallest_text"] == 9 and seen["lost"]
-    assert math.isclose(seen["least_contrast"], 3.54, abs_tol=0.01)
-    assert "http://example.com/a.png" in seen["blocked"] and "https://example.org/" in seen["blocked"]
-    assert seen["images"][0]["natural"] == 0 and "oh" in seen["console"] and seen["overlapping"]

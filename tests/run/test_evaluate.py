@@ -127,7 +127,7 @@ def test_the_family_of_the_model_says_how_frames_are_taken(
         (["--clips", 0], "clips must be 1 or 2, got 0"),
         (["--clips", 3], "clips must be 1 or 2, got 3"),
         *(
-            ([option, value], "num_segments, size, batch_size and threads must be at least 1")
+            ([option, value], f"{option[2:].replace('-', '_')} must be at least 1, got {value}")
             for option, value in (
                 ("--batch-size", 0),
                 ("--threads", 0),

@@ -184,11 +184,11 @@ def test_what_was_measured_is_kept(monkeypatch, dataset, weights, tmp_path, caps
         ),
         (["--severity", 0], "severity must be between 1 and 5, got 0"),
         (["--severity", 3, "--severity", 6], "severity must be between 1 and 5, got 6"),
-        (["--batch-size", 0], "num_segments, size, batch_size and threads must be at least 1"),
-        (["--size", -1], "num_segments, size, batch_size and threads must be at least 1"),
+        (["--batch-size", 0], "batch_size must be at least 1, got 0"),
+        (["--size", -1], "size must be at least 1, got -1"),
         (
             ["--out", "nowhere/robustness.csv"],
-            "out must be a file in a folder that exists, got nowhere/robustness.csv",
+            "nowhere/robustness.csv cannot be written: there is no folder nowhere",
         ),
     ],
 )
