@@ -6,15 +6,17 @@ The symlink ``taf_fast/kernels`` makes the same import work from a source tree a
 editable install.
 """
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
+INIT = (ROOT / "taf_fast" / "__init__.py").read_text(encoding="utf-8")
 
 setup(
     name="taf_fast",
-    version="0.1.0",
+    version=re.search(r'^__version__ = "(.+)"$', INIT, re.MULTILINE)[1],
     description="Temporal Adversarial Fine-tuning (TAF, IJCAI 2023) for video models",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
