@@ -26,10 +26,24 @@ class _Dual:
             return self.adversarial(x)
         return super().forward(x)
 
+    def __reduce_ex__(self, protocol):
+        # A class made at run time is not where pickle would look for it.
+        _, _, *state = super().__reduce_ex__(protocol)
+        return _unfilled, (_plain_class(self),), *state
+
 
 @functools.cache
 def _dual_class(plain: type) -> type:
     return type(f"Dual{plain.__name__}", (_Dual, plain), {})
+
+
+def _plain_class(norm: _Dual) -> type:
+    return type(norm).__mro__[2]
+
+
+def _unfilled(plain: type) -> _Dual:
+    dual = _dual_class(plain)
+    return dual.__new__(dual)
 
 
 def _duals(model: nn.Module) -> list[_Dual]:
@@ -69,7 +83,7 @@ def strip_adversarial_bn(model: nn.Module) -> nn.Module:
     """
     for norm in _duals(model):
         del norm.adversarial, norm.on_adversarial_path
-        norm.__class__ = type(norm).__mro__[2]
+        norm.__class__ = _plain_class(norm)
     return model
 
 

@@ -1,6 +1,8 @@
 """Dual batch norm: two sets of layers, one set of weights, and nothing left behind."""
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -94,6 +96,29 @@ def test_follows_train_eval_copy_and_dtype():
     assert not copied.bn1.adversarial.training and copied.bn1.adversarial.weight.dtype == torch.float64
     assert net.bn1.adversarial.training
     assert copied.bn1.adversarial.weight is not net.bn1.adversarial.weight
+
+
+def test_a_whole_model_goes_to_another_process(generator, tmp_path):
+    """As torch.save writes it, and as multiprocessing's spawn hands it over."""
+    torch.manual_seed(generator.initial_seed())
+    net = add_adversarial_bn(models.build("tsm_resnet18", 4, 2)).double()
+    x = clips_in_range(net, 2, 2, 33, generator)
+    with adversarial_path(net):
+        net(x)  # the statistics part
+    torch.save((net.eval(), x), tmp_path / "net.pt")
+    program = """
+import sys, torch, taf_fast
+net, x = torch.load(sys.argv[1], weights_only=False)
+with taf_fast.adversarial_path(net):
+    adversarial = net(x)
+torch.save((adversarial, net(x), taf_fast.strip_adversarial_bn(net).state_dict()), sys.argv[2])
+"""
+    subprocess.run([sys.executable, "-c", program, tmp_path / "net.pt", tmp_path / "out.pt"], check=True)
+    theirs, clean, state = torch.load(tmp_path / "out.pt")
+    assert torch.equal(clean, net(x)) and not torch.equal(clean, theirs)
+    with adversarial_path(net):
+        assert torch.equal(theirs, net(x))
+    assert state.keys() == strip_adversarial_bn(net).state_dict().keys()
 
 
 def test_a_model_without_batch_norm_has_one_path():
