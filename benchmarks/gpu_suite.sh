@@ -1,16 +1,19 @@
 #!/usr/bin/env bash
-# For a machine with a GPU, in under 9 minutes and without a network: the tests, compute-sanitizer where there
-# is one, and the tables of test_ops.py, test_steps.py and test_switches.py. Whatever fails in the first two
-# stops it, before anything is timed. Most of the time for the steps goes into compiling them: a test that was
-# not reached is reached by a second run, which finds what the first compiled in Inductor's cache.
+# For a machine with a GPU, in under 9 minutes and without a network: the tests, compute-sanitizer where it
+# works, what the device can do at most, and the tables of test_ops.py, test_steps.py and test_switches.py.
+# Whatever fails in the first two stops it, before anything is timed. Most of the time goes into compiling, less
+# of it where pytest-xdist is installed: a test that was not reached is reached by a second run, which finds
+# what the first compiled in Inductor's cache.
 #
 #     benchmarks/gpu_suite.sh                                  # PYTHON chooses the interpreter
 #     SIZES="B8 or B64-T16" benchmarks/gpu_suite.sh            # of the ops, clips and frames; by default B32-T8
 #     STEPS="tpn and B8 and T16" benchmarks/gpu_suite.sh       # by default "tsm and B32 and T8"
-#     DATA=1 benchmarks/gpu_suite.sh                           # instead of all this: decoding, by PyAV and DALI
+#     DATA=1 benchmarks/gpu_suite.sh                           # instead of all this: decoding, by PyAV and DALI,
+#                                                              # alone and while a model trains
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python}
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} # it need not be installed
 LIMIT=520 # seconds in all
 
 "$PYTHON" - <<'SCRIPT' || exit 2
@@ -25,13 +28,27 @@ if not torch.cuda.is_available():
 SCRIPT
 
 runs=$(mktemp -d)
-trap 'rm -rf "$runs"' EXIT
+stdbuf -oL nvidia-smi --query-gpu=clocks.sm,clocks.mem,power.draw,temperature.gpu,utilization.gpu \
+    --format=csv,nounits --id=0 --loop=1 >"$runs/clocks.csv" &
+clocks=$!
+trap 'kill "$clocks" 2>/dev/null; rm -rf "$runs"' EXIT
 status=0
 
-# measure NAME PERCENT TEST...: in a part of the time that is left.
+# The seconds in PERCENT of the time that is left; of none, a moment: 0 would mean no limit.
+part() {
+    local seconds=$(((LIMIT - SECONDS) * $1 / 100))
+    echo $((seconds > 0 ? seconds : 1))
+}
+
+# several N: how pytest is told to run N processes at once, where it can.
+several() {
+    if "$PYTHON" -c "import xdist" 2>/dev/null; then echo "-n $1"; fi
+}
+
+# measure NAME PERCENT TEST...
 measure() {
-    local name=$1 seconds=$(((LIMIT - SECONDS) * $2 / 100))
-    seconds=$((seconds > 0 ? seconds : 1)) # 0 would mean no limit
+    local name=$1 seconds
+    seconds=$(part "$2")
     shift 2
     echo "== $name"
     # An interrupt, unlike a kill, lets pytest write what it has measured.
@@ -39,9 +56,22 @@ measure() {
         --benchmark-json="$runs/$name.json" --benchmark-columns=median,iqr || status=$?
 }
 
+# compile_all N PERCENT TEST...: by N processes at once, into the caches in which measure finds it.
+compile_all() {
+    local processes seconds
+    processes=$(several "$1")
+    seconds=$(part "$2")
+    shift 2
+    if [ -z "$processes" ]; then return; fi
+    echo "== compilation"
+    # shellcheck disable=SC2086
+    REPEATS=1 timeout "$seconds" "$PYTHON" -m pytest -q -p no:cacheprovider $processes --benchmark-disable "$@" |
+        tail -n 1 || true
+}
+
 report() {
     echo "== report"
-    find "$runs" -name '*.json' -not -empty -exec "$PYTHON" benchmarks/report.py {} +
+    find "$runs" \( -name '*.json' -o -name '*.csv' \) -not -empty -exec "$PYTHON" benchmarks/report.py {} +
     if [ "$status" -ne 0 ]; then
         echo "benchmarks incomplete: status $status, the tables lack what failed or was not reached" >&2
     fi
@@ -51,20 +81,21 @@ report() {
 if [ -n "${DATA:-}" ]; then
     echo "== correctness"
     timeout 120 "$PYTHON" -m pytest -q -p no:cacheprovider tests/data/test_cuda.py
-    measure data 100 benchmarks/test_data.py
+    export THREADS=${THREADS:-$(nproc)}
+    measure data 50 benchmarks/test_data.py
+    measure waiting 100 benchmarks/test_waiting.py
     report
 fi
 
 echo "== correctness"
 # The tests that need no GPU run elsewhere: interpreted kernels, compilation for other devices, CPU tensors.
-timeout 270 "$PYTHON" -m pytest -q -p no:cacheprovider -k "not cpu" tests/ops tests/test_replay.py \
-    tests/test_precision.py tests/test_on_a_gpu.py --ignore=tests/ops/test_interpreter.py \
-    --ignore=tests/ops/test_ahead_of_time.py
+# shellcheck disable=SC2046
+timeout 270 "$PYTHON" -m pytest -q -p no:cacheprovider $(several 8) -k "not cpu" \
+    tests/ops tests/test_replay.py tests/test_precision.py tests/test_on_a_gpu.py \
+    --ignore=tests/ops/test_interpreter.py --ignore=tests/ops/test_ahead_of_time.py
 
 echo "== compute-sanitizer"
-if sanitizer=$(command -v compute-sanitizer); then
-    # Without the caching allocator, every tensor ends where its memory ends.
-    PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout 90 "$sanitizer" --error-exitcode 1 "$PYTHON" - <<'SCRIPT'
+cat >"$runs/kernels.py" <<'SCRIPT'
 import torch
 from taf_fast import ops
 
@@ -81,12 +112,23 @@ x = torch.randn(6, 37, 5, 7, device="cuda", requires_grad=True)
 ops.temporal_shift(x, 3).sum().backward()
 torch.cuda.synchronize()
 SCRIPT
-else
+if ! command -v compute-sanitizer; then
     echo "not installed: skipped"
+# Without the caching allocator, every tensor ends where its memory ends.
+elif ! PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout 90 compute-sanitizer --error-exitcode 1 \
+    "$PYTHON" "$runs/kernels.py" 2>&1 | tee "$runs/sanitizer.log"; then
+    # Some virtual machines do not let it at the device.
+    grep -q "Device not supported" "$runs/sanitizer.log" || exit 1
+    echo "not usable on this machine: skipped"
 fi
 
-measure ops 60 benchmarks/test_ops.py benchmarks/test_peers.py -k "${SIZES:-B32-T8} or pgd_attack"
-measure steps 75 benchmarks/test_steps.py -k "${STEPS:-tsm and B32 and T8}"
+measure ceilings 20 benchmarks/test_ceilings.py
+ops=(benchmarks/test_ops.py benchmarks/test_peers.py -k "${SIZES:-B32-T8} or pgd_attack")
+steps=(benchmarks/test_steps.py -k "${STEPS:-tsm and B32 and T8}")
+compile_all 8 30 "${ops[@]}"
+measure ops 50 "${ops[@]}"
+compile_all 3 60 "${steps[@]}"
+measure steps 75 "${steps[@]}"
 measure switches 100 benchmarks/test_switches.py
 
 report

@@ -1,9 +1,11 @@
-"""From the JSON of test_ops.py, test_steps.py, test_switches.py and test_data.py to
-benchmarks/results/<device>-<date>.json and Markdown tables.
+"""From the JSON of the benchmarks to benchmarks/results/<device>-<date>.json and Markdown tables.
 
-python benchmarks/report.py run.json [another.json ...]
+python benchmarks/report.py run.json [another.json ...] [clocks.csv]
+
+clocks.csv is what nvidia-smi wrote while they ran, see gpu_suite.sh.
 """
 
+import csv
 import datetime
 import json
 import platform
@@ -15,12 +17,24 @@ from pathlib import Path
 
 import torch
 import triton
+from bars import bars
+
+from taf_fast.bench.measure import percentiles
 
 RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parents[1]
 CLOCKS = ("driver_version", "clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem", "power.limit")
+BUSY = "utilization.gpu [%]"
 # By a key only they have.
-KINDS = {"rows": "variant", "steps": "steps", "switches": "switches", "sgd": "sgd", "data": "loaders"}
+KINDS = {
+    "ceilings": "ceilings",
+    "rows": "variant",
+    "steps": "steps",
+    "switches": "switches",
+    "sgd": "sgd",
+    "data": "loaders",
+    "waiting": "waiting",
+}
 
 
 def output_of(*command: str) -> str | None:
@@ -57,13 +71,40 @@ def shown(row: dict, key: str, form: str) -> str:
     return form.format(row[key]) if key in row else ""
 
 
+def spread(percentiles: dict[str, float]) -> str:
+    return " / ".join(f"{percentiles[p]:.1f}" for p in ("p20", "p50", "p80"))
+
+
+def while_busy(log: Path) -> dict[str, dict[str, float]]:
+    """Percentiles of nvidia-smi's columns of numbers over the samples in which the GPU worked throughout."""
+    with log.open(newline="", encoding="utf-8") as file:
+        samples = [row for row in csv.DictReader(file, skipinitialspace=True) if row.get(BUSY) == "100"]
+    columns = {name: [sample[name] for sample in samples] for name in (samples or [{}])[0]}
+    return {
+        name: percentiles(map(float, values))
+        for name, values in columns.items()
+        if all(value.replace(".", "", 1).isdecimal() for value in values)
+    }
+
+
+def ceilings_table(case: dict) -> str:
+    units = {"copy": "TB/s"}
+    return markdown(
+        "ceiling | rate",
+        (
+            (name, f"{rate / 1e12:.3g} {units.get(name, 'TFLOP/s')}")
+            for name, rate in case["ceilings"].items()
+        ),
+    )
+
+
 def ops_table(rows: list[dict]) -> str:
     return markdown(
         "case | us, p20 / p50 / p80 | GB/s | of a copy | against eager | against compiled",
         (
             (
                 row["case"],
-                " / ".join(f"{row['microseconds'][p]:.1f}" for p in ("p20", "p50", "p80")),
+                spread(row["microseconds"]),
                 f"{row['gigabytes_per_second']:.1f}",
                 shown(row, "against_copy", "{:.0%}"),
                 shown(row, "against_eager", "{:.2f}x"),
@@ -79,18 +120,18 @@ def steps_table(case: dict) -> str:
     # Forwards per millisecond, if all were as fast as a large matrix product.
     rate = case["matrix_flops"] / case["forward_flops"] / 1000
     return markdown(
-        "step | attacked | ms / step | clips / s | over plain | by forwards | memory | of matmul "
-        "| against naive",
+        "step | attacked | ms, p20 / p50 / p80 | clips / s | over plain | by forwards | memory "
+        "| of matmul | against naive",
         (
             (
                 row["step"],
                 f"{row['share']:.0%}" if "over_plain" in row else "",
-                f"{row['milliseconds']:.1f}",
+                spread(row["milliseconds"]),
                 f"{row['clips_per_second']:.1f}",
                 shown(row, "over_plain", "{:+.0%}"),
                 shown(row, "over_plain_by_forwards", "{:+.0%}"),
                 shown(row, "memory_against_plain", "{:.2f}x") or f"{row['bytes'] / 2**30:.2f} GiB",
-                f"{row['forwards'] / row['milliseconds'] / rate:.0%}",
+                f"{row['forwards'] / row['milliseconds']['p50'] / rate:.0%}",
                 shown(row, "against_naive", "{:.2f}x"),
             )
             for row in case["steps"]
@@ -101,12 +142,12 @@ def steps_table(case: dict) -> str:
 def switches_table(case: dict) -> str:
     first = case["switches"][0]["setting"]
     return markdown(
-        f"step | setting | ms / step | clips / s | against {first} | over plain",
+        f"step | setting | ms, p20 / p50 / p80 | clips / s | against {first} | over plain",
         (
             (
                 row["step"],
                 row["setting"],
-                f"{row['milliseconds']:.1f}",
+                spread(row["milliseconds"]),
                 f"{row['clips_per_second']:.1f}",
                 f"{row['against_first']:.2f}x",
                 f"{row['over_plain']:+.0%}" if row["step"] != "plain" else "",
@@ -118,9 +159,9 @@ def switches_table(case: dict) -> str:
 
 def sgd_table(case: dict) -> str:
     return markdown(
-        "SGD | ms | of a plain step",
+        "SGD | ms, p20 / p50 / p80 | of a plain step",
         (
-            (row["implementation"], f"{row['milliseconds']:.2f}", f"{row['of_plain_step']:.1%}")
+            (row["implementation"], spread(row["milliseconds"]), f"{row['of_plain_step']:.1%}")
             for row in case["sgd"]
         ),
     )
@@ -142,14 +183,40 @@ def data_table(case: dict) -> str:
     )
 
 
+def waiting_table(case: dict) -> str:
+    return markdown(
+        "data | ms of a step | ms waited before it, p20 / p50 / p80 | of the time",
+        (
+            (
+                row["data"],
+                f"{row['step_milliseconds']['p50']:.1f}",
+                spread(row["wait_milliseconds"]),
+                f"{row['of_the_time']:.1%}",
+            )
+            for row in case["waiting"]
+        ),
+    )
+
+
+def bars_table(results: dict) -> str:
+    return markdown(
+        "bar | the worst | of | holds",
+        ((bar.claim, bar.worst, bar.case, "yes" if bar.holds else "**no**") for bar in bars(results)),
+    )
+
+
 def main(*paths: str) -> None:
+    logs = [Path(path) for path in paths if path.endswith(".csv")]
     entries = [
         {"case": entry["group"], **entry["extra_info"]}
         for path in paths
+        if path.endswith(".json")
         for entry in json.loads(Path(path).read_text(encoding="utf-8"))["benchmarks"]
     ]
     results = {kind: [entry for entry in entries if key in entry] for kind, key in KINDS.items()}
     about = environment()
+    for log in logs:
+        about["while_busy"] = while_busy(log)
     name = re.sub(r"[^a-z0-9]+", "-", about["device"].lower()).strip("-")
     target = RESULTS / f"{name}-{about['date'][:10]}.json"
     target.parent.mkdir(exist_ok=True)
@@ -157,13 +224,22 @@ def main(*paths: str) -> None:
     print(", ".join(f"{key} {value}" for key, value in about.items() if value is not None))
     if results["rows"]:
         print(f"\n{ops_table(results['rows'])}")
+    if torch.cuda.is_available():
+        print(f"\n{bars_table(results)}")
     for kind, table in TABLES.items():
         for case in results[kind]:
             print(f"\n{case['case']}\n\n{table(case)}")
     print(f"\nwritten: {target.relative_to(ROOT)}")
 
 
-TABLES = {"steps": steps_table, "switches": switches_table, "sgd": sgd_table, "data": data_table}
+TABLES = {
+    "ceilings": ceilings_table,
+    "steps": steps_table,
+    "switches": switches_table,
+    "sgd": sgd_table,
+    "data": data_table,
+    "waiting": waiting_table,
+}
 
 if __name__ == "__main__":
     main(*sys.argv[1:])

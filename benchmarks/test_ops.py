@@ -12,7 +12,6 @@ while pytest-benchmark's own table shows wall time with the launches.
 """
 
 import functools
-import statistics
 from collections.abc import Callable
 
 import pytest
@@ -23,6 +22,7 @@ from reference import ops as reference
 from torch import Tensor
 
 from taf_fast import ops
+from taf_fast.bench.measure import percentiles
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
@@ -203,7 +203,8 @@ def measure(benchmark, variant, name, label, size, arguments: tuple, moved: list
     op, eager, _ = FUNCTIONS[name]
     nbytes = sum(x.numel() * x.element_size() for x in moved)
     if variant == "copy":
-        source = torch.zeros(nbytes // 2, dtype=torch.uint8, device=DEVICE)
+        # Not of zeros, which take a GPU less power and may so be faster.
+        source = torch.randint(256, (nbytes // 2,), dtype=torch.uint8, device=DEVICE)
         target = torch.empty_like(source)
 
         def run():
@@ -234,13 +235,16 @@ def measure(benchmark, variant, name, label, size, arguments: tuple, moved: list
         if benchmark.stats is None:  # with --benchmark-disable
             return
         times = benchmark.stats.stats.data
-    p20, p50, p80 = (statistics.quantiles(times, n=10)[decile - 1] for decile in (2, 5, 8))
-    medians[group, variant] = p50
+    microseconds = percentiles(1e6 * seconds for seconds in times)
+    p50 = medians[group, variant] = microseconds["p50"] / 1e6
     benchmark.extra_info |= {
+        "op": name,
+        "clips": clips,
+        "frames": frames,
         "variant": variant,
         "bytes": nbytes,
         "gigabytes_per_second": nbytes / 1e9 / p50,
-        "microseconds": {"p20": p20 * 1e6, "p50": p50 * 1e6, "p80": p80 * 1e6},
+        "microseconds": microseconds,
     }
     # How many times as fast; a variant that failed its check has no time to compare with.
     ratios = {

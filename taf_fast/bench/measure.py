@@ -1,16 +1,19 @@
 """Time, memory and profile of a call, on the CPU and on a GPU."""
 
 import os
-import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from statistics import median
 
+import numpy as np
 import torch
 
 
-def interleaved_seconds(calls: dict[str, Callable], repeats: int, device: torch.device) -> dict[str, float]:
-    """Median seconds of each call. All are called in turn, so that a slow moment of the machine meets
-    all of them; the first round, which allocates and compiles, does not count."""
+def interleaved_seconds(
+    calls: dict[str, Callable], repeats: int, device: torch.device
+) -> dict[str, list[float]]:
+    """Seconds of each call, ``repeats`` of them. All are called in turn, so that a slow moment of the machine
+    meets all of them; the first round, which allocates and compiles, does not count."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(repeats + 1):
         for name, call in calls.items():
@@ -19,7 +22,13 @@ def interleaved_seconds(calls: dict[str, Callable], repeats: int, device: torch.
             call()
             _wait(device)
             seconds[name].append(time.perf_counter() - started)
-    return {name: statistics.median(values[1:]) for name, values in seconds.items()}
+    return {name: values[1:] for name, values in seconds.items()}
+
+
+def percentiles(values: Iterable[float]) -> dict[str, float]:
+    """The 20th, 50th and 80th, as ``p20``, ``p50`` and ``p80``."""
+    values = list(values)
+    return {f"p{q}": float(np.percentile(values, q)) for q in (20, 50, 80)}
 
 
 def peak_bytes(call: Callable, device: torch.device) -> int:
@@ -43,7 +52,26 @@ def matrix_flops(device: torch.device, dtype: torch.dtype) -> float:
     """Floating-point operations per second of a large matrix product."""
     size = 8192 if device.type == "cuda" else 1536
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    return 2 * size**3 / interleaved_seconds({"": lambda: a @ b}, 5, device)[""]
+    return 2 * size**3 / _median_seconds(lambda: a @ b, device)
+
+
+def copy_rate(device: torch.device) -> float:
+    """Bytes per second, read and written, of a large copy within the device's memory."""
+    size = 2**32 if device.type == "cuda" else 2**27
+    source = torch.randint(256, (size,), dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * size / _median_seconds(lambda: target.copy_(source), device)
+
+
+def _median_seconds(call: Callable, device: torch.device) -> float:
+    """Of one call among several in a row, so that waiting for a GPU is little of it."""
+    row = 10 if device.type == "cuda" else 1
+
+    def in_a_row():
+        for _ in range(row):
+            call()
+
+    return median(interleaved_seconds({"": in_a_row}, 5, device)[""]) / row
 
 
 def operations_by_time(call: Callable, device: torch.device) -> str:

@@ -1,7 +1,8 @@
 """The steps of a model side by side: plain, naive, and this package's at given shares of attacked clips."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
+from statistics import median
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +19,8 @@ from taf_fast.step import PlainStep, TAFStep
 
 CLASSES = 174
 #: The step as fine-tuning takes it; with one backward, for other trainers; with the attack's gradient through
-#: the batch statistics; as written from the paper.
-VARIANTS = ("taf_fast", "one backward", "through batch statistics", "naive")
+#: the batch statistics; as written from the paper, in eager mode and compiled.
+VARIANTS = ("taf_fast", "one backward", "through batch statistics", "naive", "naive, compiled")
 
 
 class FixedShare(TAFStep):
@@ -50,15 +51,20 @@ class Setting:
 
 @dataclasses.dataclass(frozen=True)
 class StepCost:
-    """``share`` of the clips attacked with ``steps``, in seconds and bytes of one step; ``forwards`` is
-    what the step would cost, in forwards, if nothing but convolutions took time."""
+    """``share`` of the clips attacked with ``steps``: seconds of every timed round and the most bytes held;
+    ``forwards`` is what the step would cost, in forwards, if nothing but convolutions took time."""
 
     name: str
     share: float
     steps: int
-    seconds: float
+    times: list[float]
     bytes: int
     forwards: float
+
+    @property
+    def seconds(self) -> float:
+        """The median."""
+        return median(self.times)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,19 +100,19 @@ def measure_steps(
     steps: Iterable[int] = (1,),
     repeats: int = 5,
     profile: bool = False,
-    variants: Iterable[str] = ("taf_fast", "naive"),
+    variants: Iterable[str] = ("taf_fast", "naive", "naive, compiled"),
 ) -> Costs:
     """Time all steps in turn, and take the peak memory of each.
 
     Args:
         name, num_segments: see :func:`taf_fast.models.build`.
         size: side of the frames in pixels. Clips are random: times do not depend on what they show.
-        setting: where ``compile`` is on, the naive step is timed compiled too.
+        setting: of all steps, but for ``compile``.
         shares: of attacked clips, in [0,1], rounded to whole clips.
         steps: attack steps, K.
         repeats: timed rounds.
         profile: also profile a step.
-        variants: beside the plain step, of :data:`VARIANTS`.
+        variants: beside the plain step, of :data:`VARIANTS`; none compiled where ``setting`` is not.
     """
     device = setting.device
     clips = torch.randn(batch_size, num_segments, size, size, 3, device=device).movedim(-1, 2)
@@ -125,8 +131,12 @@ def measure_steps(
         p = attacked / batch_size
         for k in steps if attacked else (1,):
             for variant in variants:
-                for row in _steps(variant, fresh, attacked, p, k, setting.compile):
-                    measured[row[0], p, k] = row[1:]
+                naive = variant.startswith("naive")
+                # One would be the plain step, the other the naive one once more.
+                if (naive and not attacked) or (variant == "naive, compiled" and not setting.compile):
+                    continue
+                model = add_adversarial_bn(fresh())
+                measured[variant, p, k] = _step(variant, model, attacked, p, k, setting.compile)
 
     def call(step: nn.Module):
         step.model.zero_grad(set_to_none=True)
@@ -134,12 +144,12 @@ def measure_steps(
             step.accumulate_grads(clips, labels)
 
     calls = {key: (lambda step=step: call(step)) for key, (step, _) in measured.items()}
-    seconds = timed(calls, repeats, device)
+    times = timed(calls, repeats, device)
     rows = []
     for key, (step, forwards) in measured.items():
         step.model.zero_grad(set_to_none=True)  # not among what the call allocates
         peak = _resident(step.model) + peak_bytes(calls[key], device)
-        rows.append(StepCost(*key, seconds[key], peak, forwards))
+        rows.append(StepCost(*key, times[key], peak, forwards))
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         PlainStep(measured["plain", 0.0, 0][0].model, compile=False)(clips, labels)
     last = [key for key in measured if not key[0].startswith("naive")][-1]
@@ -157,25 +167,19 @@ def timed(calls: dict, repeats: int, device: torch.device) -> dict:
         return interleaved_seconds(calls, repeats, device)
 
 
-def _steps(
-    variant: str, fresh: Callable[[], nn.Module], attacked: int, p: float, k: int, compile: bool
-) -> Iterator[tuple[str, nn.Module, float]]:
-    """Names, steps and their forwards of a variant; none that would be the plain step."""
-    if variant == "naive":
-        if attacked:
-            forwards = 6 + 3 * p + 3 * (k - 1)
-            yield variant, NaiveStep(add_adversarial_bn(fresh()), attacked, k), forwards
-            if compile:
-                step = NaiveStep(add_adversarial_bn(fresh()), attacked, k, compile=True)
-                yield f"{variant}, compiled", step, forwards
-        return
+def _step(
+    variant: str, model: nn.Module, attacked: int, p: float, k: int, compile: bool
+) -> tuple[nn.Module, float]:
+    """A variant and its forwards."""
+    if variant.startswith("naive"):
+        return NaiveStep(model, attacked, k, variant == "naive, compiled"), 6 + 3 * p + 3 * (k - 1)
     through = variant == "through batch statistics"
     augment = TemporalAugment(steps=k, attack_bn="batch" if through else "frozen")
-    step = FixedShare(add_adversarial_bn(fresh()), attacked, augment, compile)
+    step = FixedShare(model, attacked, augment, compile)
     # The attack goes back to the pixels of its clips, of all clips through batch statistics; each further
     # step forwards them before.
     pixels = (1 if through and attacked else p) * (2 * k - 1)
-    yield variant, _OneBackward(step) if variant == "one backward" else step, 3 + 3 * p + pixels
+    return _OneBackward(step) if variant == "one backward" else step, 3 + 3 * p + pixels
 
 
 def _resident(model: nn.Module) -> int:
