@@ -13,9 +13,7 @@ import json
 import os
 from pathlib import Path
 
-import pytest
 import torch
-from test_data import FORMATS
 
 from taf_fast.bench.measure import percentiles
 from taf_fast.data import DECODERS, read_dataset, scan
@@ -43,9 +41,8 @@ def measure(data: Path, out: Path, decoder: str) -> tuple[list[float], list[floa
     return [line["wait_seconds"] for line in counted], [line["step_seconds"] for line in counted]
 
 
-@pytest.mark.parametrize("format", FORMATS)
-def test_waiting(benchmark, tmp_path, format):
-    size, frames, _ = FORMATS[format]
+def test_waiting(benchmark, tmp_path, video_format):
+    format, size, frames = video_format
     data, cache = tmp_path / "videos", tmp_path / "cache"
     write(data, STEPS * RUN["batch_size"] // len(ORDERS), 1, size, frames, format=format)
     splits = [read_dataset(data, split) for split in ("train", "validation")]
