@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from taf_fast.data.formats.annotations import Sample
 from taf_fast.data.synth import write
 
 SPLITS = ("train", "validation")
+TESTS = Path(__file__).parents[1]
 
 
 def scanned(root):
@@ -132,7 +134,7 @@ def test_a_killed_writer_is_gone_on_with(tmp_path, roots):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     expected = {clip.id: b"".join(map(_bytes, pictures(clip))) for clip in cached(roots["diving48"], whole)}
     code = (
-        "import sys; sys.path.insert(0, 'tests'); from data.test_cache import cached;"
+        f"import sys; sys.path.insert(0, {str(TESTS)!r}); from data.test_cache import cached;"
         "cached(sys.argv[1], sys.argv[2], 2)"
     )
     for wanted in (5, 20):
