@@ -1,4 +1,4 @@
-"""Augmentations and corruptions on a GPU against the same on the CPU, from the same draws."""
+"""Models, augmentations and corruptions on a GPU against the same on the CPU, from the same draws."""
 
 import copy
 
@@ -7,7 +7,7 @@ import torch
 from reference.temporal_augment import Net, clips_in_range
 
 import taf_fast
-from taf_fast import AdvPropAugment, CrossEntropyAugment, NoiseAugment, TemporalAugment
+from taf_fast import AdvPropAugment, CrossEntropyAugment, NoiseAugment, TemporalAugment, channels_last, models
 from taf_fast.augment import MIXINGS
 from taf_fast.corruptions import NAMES, SEVERITIES, corrupt
 
@@ -16,8 +16,42 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 FIXED = ("gaussian_blur", "defocus_blur", "zoom_blur", "brightness")
 
 
+FAMILIES = ("tsm", "gst", "gst_large", "tam", "tpn")
+
+
 def seeded():
     return torch.Generator().manual_seed(1)
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_models(generator, family, last):
+    """Logits and all gradients in float64; in float32, which the kernels compute in, the logits: a ReLU that
+    rounding opens or closes changes gradients by percents."""
+    torch.manual_seed(generator.initial_seed())
+    exact = models.build(f"{family}_resnet18", 5, 4, dropout=0.0).double()
+    there = copy.deepcopy(exact).cuda()
+    if last:
+        channels_last(there)
+    x = torch.randn(3, 4, 3, 48, 40, generator=generator, dtype=torch.float64)
+    found, expected = logits_and_gradients(there, x.cuda()), logits_and_gradients(exact, x)
+    for name, value in expected.items():
+        assert relative_error(found[name], value) < 1e-9, name
+    with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        logits = there.float()(x.float().cuda())
+    assert relative_error(logits, expected["logits"]) < 1e-4
+
+
+def logits_and_gradients(model, x):
+    x = x.clone().requires_grad_()
+    logits = model(x)
+    (logits**2).sum().backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return {"logits": logits.detach(), "pixels": x.grad} | gradients
+
+
+def relative_error(actual, expected):
+    return (actual.cpu().double() - expected).norm() / expected.norm().clamp(min=1e-6)
 
 
 @pytest.mark.parametrize("kind", [TemporalAugment, CrossEntropyAugment, NoiseAugment, AdvPropAugment])
