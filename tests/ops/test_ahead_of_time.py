@@ -1,5 +1,5 @@
-"""Every kernel compiles for the GPUs in use, at production shapes, within the registers of a thread. Nothing is
-spilled but a few bytes around a loop, which some versions of ptxas do to have more threads at a time.
+"""Every kernel compiles for the GPUs in use, at production shapes, within the registers of a thread. Nothing
+is spilled but a few bytes around a loop, which some versions of ptxas do to have more threads at a time.
 
 No GPU is needed: the launchers run on meta tensors, their launches are recorded, and each is compiled with
 what Triton's just-in-time launcher would specialise on (a 1 becomes a constant, a multiple of 16 is marked).
