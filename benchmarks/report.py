@@ -1,4 +1,4 @@
-"""From the JSON of the benchmarks to benchmarks/results/<device>-<date>.json and Markdown tables.
+"""From the JSON of the benchmarks to benchmarks/results/<device>-<date and time>.json and Markdown tables.
 
 python benchmarks/report.py run.json [another.json ...] [clocks.csv]
 
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 import triton
-from bars import bars
+from bars import Bar, bars
 
 from taf_fast.bench.measure import percentiles
 
@@ -88,11 +88,10 @@ def while_busy(log: Path) -> dict[str, dict[str, float]]:
 
 
 def ceilings_table(case: dict) -> str:
-    units = {"copy": "TB/s"}
     return markdown(
         "ceiling | rate",
         (
-            (name, f"{rate / 1e12:.3g} {units.get(name, 'TFLOP/s')}")
+            (name, f"{rate / 1e12:.3g} {'TB/s' if name == 'copy' else 'TFLOP/s'}")
             for name, rate in case["ceilings"].items()
         ),
     )
@@ -198,10 +197,10 @@ def waiting_table(case: dict) -> str:
     )
 
 
-def bars_table(results: dict) -> str:
+def bars_table(found: list[Bar]) -> str:
     return markdown(
         "bar | the worst | of | holds",
-        ((bar.claim, bar.worst, bar.case, "yes" if bar.holds else "**no**") for bar in bars(results)),
+        ((bar.claim, bar.worst, bar.case, "yes" if bar.holds else "**no**") for bar in found),
     )
 
 
@@ -218,14 +217,15 @@ def main(*paths: str) -> None:
     for log in logs:
         about["while_busy"] = while_busy(log)
     name = re.sub(r"[^a-z0-9]+", "-", about["device"].lower()).strip("-")
-    target = RESULTS / f"{name}-{about['date'][:10]}.json"
+    target = RESULTS / f"{name}-{about['date'][:19].replace(':', '')}.json"
     target.parent.mkdir(exist_ok=True)
     target.write_text(json.dumps({"environment": about, **results}, indent=1) + "\n", encoding="utf-8")
     print(", ".join(f"{key} {value}" for key, value in about.items() if value is not None))
     if results["rows"]:
         print(f"\n{ops_table(results['rows'])}")
-    if torch.cuda.is_available():
-        print(f"\n{bars_table(results)}")
+    claimed_of_gpus = bars(results) if torch.cuda.is_available() else []
+    if claimed_of_gpus:
+        print(f"\n{bars_table(claimed_of_gpus)}")
     for kind, table in TABLES.items():
         for case in results[kind]:
             print(f"\n{case['case']}\n\n{table(case)}")
