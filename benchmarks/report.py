@@ -23,7 +23,8 @@ from taf_fast.bench.measure import percentiles
 
 RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parents[1]
-CLOCKS = ("driver_version", "clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem", "power.limit")
+# What stays as it is; what changes stands in clocks.csv.
+CARD = ("driver_version", "clocks.max.sm", "clocks.max.mem", "power.limit")
 BUSY = "utilization.gpu [%]"
 # By a key only they have.
 KINDS = {
@@ -46,7 +47,7 @@ def output_of(*command: str) -> str | None:
 
 def environment() -> dict:
     cuda = torch.cuda.is_available()
-    query = ("nvidia-smi", f"--query-gpu={','.join(CLOCKS)}", "--format=csv,noheader", "--id=0")
+    query = ("nvidia-smi", f"--query-gpu={','.join(CARD)}", "--format=csv,noheader", "--id=0")
     values = output_of(*query) if cuda else None
     return {
         "device": torch.cuda.get_device_name(0) if cuda else f"CPU {platform.machine()}",
@@ -56,7 +57,7 @@ def environment() -> dict:
         "triton": triton.__version__,
         "commit": output_of("git", "rev-parse", "HEAD"),
         "modified": bool(output_of("git", "status", "--porcelain", "--untracked-files=no")),
-        "nvidia_smi": dict(zip(CLOCKS, values.split(", "), strict=True)) if values else None,
+        "nvidia_smi": dict(zip(CARD, values.split(", "), strict=True)) if values else None,
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
 

@@ -240,7 +240,6 @@ def measure(benchmark, variant, name, label, size, arguments: tuple, moved: list
     benchmark.extra_info |= {
         "op": name,
         "clips": clips,
-        "frames": frames,
         "variant": variant,
         "bytes": nbytes,
         "gigabytes_per_second": nbytes / 1e9 / p50,

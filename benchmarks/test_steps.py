@@ -25,7 +25,7 @@ MODELS = [f"{family}_resnet50" for family in ("tsm", "gst", "tam", "tpn")]
 CASES = [(name, 224 if CUDA else 64, True) for name in MODELS]  # model, pixels, channels_last
 if not CUDA:
     CASES += [("tsm_resnet50", 64, False), ("tsm_resnet18", 112, True)]
-# Shares of attacked clips, K and the steps timed beside the plain one. A GPU compiles each step for minutes.
+# Shares of attacked clips, K and the steps timed beside the plain one. Each of these is compiled anew.
 CHOICES = {
     "usual": ((0.0, 0.1, 0.2, 1.0), 1, ("taf_fast", "naive")),
     "K3": ((0.2, 1.0), 3, ("taf_fast", "naive")),

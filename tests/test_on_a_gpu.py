@@ -13,10 +13,8 @@ from taf_fast.corruptions import NAMES, SEVERITIES, corrupt
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
-FIXED = ("gaussian_blur", "defocus_blur", "zoom_blur", "brightness")
-
-
 FAMILIES = ("tsm", "gst", "gst_large", "tam", "tpn")
+FIXED = ("gaussian_blur", "defocus_blur", "zoom_blur", "brightness")
 
 
 def seeded():

@@ -8,7 +8,8 @@ from reference.temporal_augment import clips_in_range
 from run_command import error_of, output_of
 
 from taf_fast import TemporalAugment, add_adversarial_bn, models
-from taf_fast.bench.measure import copy_rate, interleaved_seconds, matrix_flops, peak_bytes, percentiles
+from taf_fast.bench import measure
+from taf_fast.bench.measure import interleaved_seconds, peak_bytes, percentiles
 from taf_fast.bench.naive import NaiveStep
 from taf_fast.bench.steps import VARIANTS, FixedShare, Setting, measure_steps
 
@@ -94,7 +95,19 @@ def test_peak_memory_and_time():
     times = interleaved_seconds({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 2, CPU)
     assert order == ["a", "b"] * 3 and [len(times["a"]), len(times["b"])] == [2, 2]
     assert percentiles(iter([5.0, 1.0, 2.0, 4.0, 3.0, 6.0])) == {"p20": 2, "p50": 3.5, "p80": 5}
-    assert matrix_flops(CPU, torch.float32) > 1e8 and copy_rate(CPU) > 1e8
+
+
+def test_rates(monkeypatch):
+    calls = []
+
+    def three_seconds(call, *_):
+        calls.append(call[""]())
+        return {"": [2.0, 9.0, 3.0]}
+
+    monkeypatch.setattr(measure, "interleaved_seconds", three_seconds)
+    assert measure.copy_rate(CPU) == 2 * 2**27 / 3
+    assert measure.matrix_flops(CPU, torch.float32) == 2 * 1536**3 / 3
+    assert len(calls) == 2
 
 
 def test_command(capsys, monkeypatch):
