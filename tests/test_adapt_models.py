@@ -279,11 +279,19 @@ def test_augmentation_equals_double_backward(generator, name, attack_bn):
     module, reference, options, x, labels, merged = make(name, generator)
     before = copy.deepcopy(module.state_dict())
     model = adapt(module, **options)
+    # A merged frame's gradient is shared out among the clip's frames, a factor that Eq. 3 cancels, but for
+    # "max" where the maximum is 0, as it may be behind a ReLU, and the floor takes its place. Signs of one
+    # clip's gradient do not see it, those of a sum over clips do.
+    denominator = "range" if merged > 1 and attack_bn == "batch" else "max"
+    epsilon, step_size, steps = 64 / 255, 32 / 255, 2
     for num_frames in (4, 2):
+        chosen = num_frames // merged
         expected, certain = attack(
-            reference, x, labels, range(4), 64 / 255, 32 / 255, 2, num_frames // merged, "max", attack_bn
+            reference, x, labels, range(4), epsilon, step_size, steps, chosen, denominator, attack_bn
         )
-        augment = TemporalAugment(steps=2, num_frames=num_frames, attack_bn=attack_bn, label="true")
+        augment = TemporalAugment(
+            epsilon, step_size, steps, num_frames, denominator=denominator, attack_bn=attack_bn, label="true"
+        )
         actual = augment(model, x, labels)
         assert certain.double().mean() > 0.9
         assert ((actual - expected).abs() < 1e-12)[certain].double().mean() > 0.999
@@ -306,13 +314,12 @@ def test_features_lie_frame_by_frame(generator, name):
     torch.testing.assert_close(logits, reference.head(reference.features(x)), rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(model(x), logits, rtol=1e-10, atol=1e-12)
 
+    # "range": see above.
     expected_gradient, _, expected_loss = input_gradient(reference, x, labels, range(4), 2 // merged, "range")
     objective = F.cross_entropy(logits, labels, reduction="sum")
     (weights,) = torch.autograd.grad(objective, features, create_graph=True)
     loss, _ = least_attention_loss(cam(features, weights), 2, "range")
     (gradient,) = torch.autograd.grad(loss.sum(), x)
-    # A merged frame's gradient is shared out among the clip's frames, a factor that Eq. 3 cancels. With
-    # "max" it would not where the maximum is 0, as it may be behind a ReLU, and the floor takes its place.
     torch.testing.assert_close(loss.detach(), expected_loss, rtol=1e-8, atol=1e-10)
     torch.testing.assert_close(
         gradient, expected_gradient, rtol=1e-6, atol=1e-9 * gradient.abs().max().item()
