@@ -186,8 +186,9 @@ def test_bfloat16_loses_no_more_than_a_second_forward(generator):
             exact = replayed
         else:
             assert replayed.dtype == dtype
-            errors = [(g.double() - exact).norm().item() for g in (replayed, forwarded)]
-    assert errors[0] <= 2 * errors[1] + 1e-3 * exact.norm()
+            # The median: a ReLU whose input is next to 0 may flip in either, and then outweighs all rounding.
+            errors = [(g.double() - exact).abs().median() for g in (replayed, forwarded)]
+    assert errors[0] <= 2 * errors[1]
 
 
 @pytest.mark.parametrize("device", DEVICES)
