@@ -92,22 +92,22 @@ def test_as_exact_as_the_textbook_step(generator, name, last, compile, precision
     model, x, labels = model.to(device), x.to(device), labels.to(device)
     actual, moved = ours(model, x, labels, precision, last, compile)
 
-    # Where the gradient is nearly 0 rounding decides its sign, and in a clip where two places are nearly the
-    # maximum, rounding decides which is: in most clips the textbook's attack has as many of the first kind.
+    # Where the gradient is nearly 0 rounding decides its sign. Where two places are nearly the maximum, or a
+    # ReLU's input is nearly 0, it decides about hundreds of pixels at once, but seldom in every clip.
     expected, _ = attack(model, x, labels, ROWS, attack_bn="frozen", **ATTACK)
     with autocast(x.device, precision):
         plain, _ = attack(copy.deepcopy(model).float(), x.float(), labels, ROWS, attack_bn="frozen", **ATTACK)
     wrong, plain_wrong = (
-        ((m - expected).abs() > 1e-3).double().mean((1, 2, 3, 4)).median().item() for m in (moved, plain)
+        ((m - expected).abs() > 1e-3).double().mean((1, 2, 3, 4)).min().item() for m in (moved, plain)
     )
-    assert wrong <= 1.5 * plain_wrong + 0.005, (wrong, plain_wrong)
+    assert wrong <= 1.5 * plain_wrong + 0.0005, (wrong, plain_wrong)
 
     # What follows is compared at the same perturbed clips.
     exact = textbook(model, x, moved, labels, torch.float64, "float32")
     plain = textbook(model, x, moved, labels, torch.float32, precision)
     assert set(actual) == set(exact) == set(plain)
     for key, value in exact.items():
-        # A ReLU whose input is nearly 0 opens in one computation and not in the other.
-        floor = 0.02 if key.startswith("gradient") else 0.01 if key.endswith("loss") else 0.001
-        floor *= 5 if precision == "bfloat16" else 1
+        # A ReLU whose input is nearly 0 opens in one computation and not in the other, in any format.
+        floor = 0.01 if key.endswith("loss") else 0.001
+        floor = 0.1 if key.startswith("gradient") else floor * (5 if precision == "bfloat16" else 1)
         assert error(actual[key], value) <= 2 * error(plain[key], value) + floor, key
