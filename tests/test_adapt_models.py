@@ -314,7 +314,7 @@ def test_features_lie_frame_by_frame(generator, name):
     torch.testing.assert_close(logits, reference.head(reference.features(x)), rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(model(x), logits, rtol=1e-10, atol=1e-12)
 
-    # "range": see above.
+    # "range", as the floor of "max" would weigh clips: see test_augmentation_equals_double_backward.
     expected_gradient, _, expected_loss = input_gradient(reference, x, labels, range(4), 2 // merged, "range")
     objective = F.cross_entropy(logits, labels, reduction="sum")
     (weights,) = torch.autograd.grad(objective, features, create_graph=True)

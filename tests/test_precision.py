@@ -97,10 +97,10 @@ def test_as_exact_as_the_textbook_step(generator, name, last, compile, precision
     expected, _ = attack(model, x, labels, ROWS, attack_bn="frozen", **ATTACK)
     with autocast(x.device, precision):
         plain, _ = attack(copy.deepcopy(model).float(), x.float(), labels, ROWS, attack_bn="frozen", **ATTACK)
-    wrong, plain_wrong = (
-        ((m - expected).abs() > 1e-3).double().mean((1, 2, 3, 4)).min().item() for m in (moved, plain)
-    )
-    assert wrong <= 1.5 * plain_wrong + 0.0005, (wrong, plain_wrong)
+    wrong, plain_wrong = (((m - expected).abs() > 1e-3).double().mean((1, 2, 3, 4)) for m in (moved, plain))
+    assert wrong.min() <= 1.5 * plain_wrong.min() + 0.0005, (wrong, plain_wrong)
+    if precision == "float32":  # bfloat16 may take another maximum, and half of a clip's pixels with it
+        assert wrong.max() < 0.1, wrong
 
     # What follows is compared at the same perturbed clips.
     exact = textbook(model, x, moved, labels, torch.float64, "float32")
