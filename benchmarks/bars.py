@@ -1,4 +1,4 @@
-"""What this package claims of its speed on a GPU, held against the results of a run."""
+"""The claims about this package's speed on a GPU, checked against the results of a run."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Bar:
-    """A claim, the measured value that comes closest to breaking it or breaks it most, and its case."""
+    """A claim, the worst measured value for it, and the case that gave this value."""
 
     claim: str
     worst: str
@@ -15,7 +15,8 @@ class Bar:
 
 
 def bars(results: dict) -> list[Bar]:
-    """Of what ``report.py`` collects; none for what was not measured."""
+    """Check the claims against the results that ``report.py`` collects; skip claims that were not
+    measured."""
     return [*_ops(results["rows"]), *_steps(results["steps"])]
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-# The real data sets' frame size (width, height) and length in frames.
+# Frame size (width, height) and length in frames (from, to) of the real data sets.
 FORMATS = {
     "ssv2": ((427, 240), (36, 48)),
     "ssv1": ((176, 100), (36, 48)),
@@ -10,12 +10,12 @@ FORMATS = {
 
 @pytest.fixture(params=FORMATS)
 def video_format(request) -> tuple[str, tuple[int, int], tuple[int, int]]:
-    """Name, frame size and length of synthetic videos to write."""
+    """The name, frame size and length of the synthetic videos to write."""
     return request.param, *FORMATS[request.param]
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_benchmark_generate_json(benchmarks):
-    """An interrupt leaves the benchmark it falls into without a time: pytest-benchmark would fail on that one
-    and write none."""
+    """Drop a benchmark that an interrupt left without a time: pytest-benchmark would fail on it and write no
+    results at all."""
     benchmarks[:] = filter(None, benchmarks)

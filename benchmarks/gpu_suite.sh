@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# For a machine with a GPU, in under 9 minutes and without a network: the tests, compute-sanitizer where it
-# works, what the device can do at most, and the tables of test_ops.py, test_steps.py and test_switches.py.
-# Whatever fails in the first two stops it, before anything is timed. Most of the time goes into compiling, less
-# of it where pytest-xdist is installed: a test that was not reached is reached by a second run, which finds
-# what the first compiled in Inductor's cache.
+# Runs on a machine with a GPU, in under 9 minutes and without a network: the tests, compute-sanitizer if it
+# works, the device's limits, and the tables of test_ops.py, test_steps.py and test_switches.py. A failure in the
+# first two stops the script before anything is timed. Most of the time goes into compilation; pytest-xdist, if
+# installed, shortens it. A second run reaches the tests that the first did not reach, because it finds the first
+# run's graphs in Inductor's cache.
 #
 #     benchmarks/gpu_suite.sh                                  # PYTHON chooses the interpreter
-#     SIZES="B8 or B64-T16" benchmarks/gpu_suite.sh            # of the ops, clips and frames; by default B32-T8
-#     STEPS="tpn and B8 and T16" benchmarks/gpu_suite.sh       # by default "tsm and B32 and T8"
-#     DATA=1 benchmarks/gpu_suite.sh                           # instead of all this: decoding, by PyAV and DALI,
-#                                                              # alone and while a model trains
+#     SIZES="B8 or B64-T16" benchmarks/gpu_suite.sh            # clips and frames of the ops; default: B32-T8
+#     STEPS="tpn and B8 and T16" benchmarks/gpu_suite.sh       # default: "tsm and B32 and T8"
+#     DATA=1 benchmarks/gpu_suite.sh                           # only decoding, by PyAV and DALI, alone and
+#                                                              # while a model trains
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python}
-export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} # it need not be installed
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} # the package need not be installed
 LIMIT=520 # seconds in all
 
 "$PYTHON" - <<'SCRIPT' || exit 2
@@ -34,13 +34,13 @@ clocks=$!
 trap 'kill "$clocks" 2>/dev/null; rm -rf "$runs"' EXIT
 status=0
 
-# The seconds in PERCENT of the time that is left; of none, a moment: 0 would mean no limit.
+# part PERCENT: seconds in that share of the remaining time, at least 1, because 0 would mean no limit.
 part() {
     local seconds=$(((LIMIT - SECONDS) * $1 / 100))
     echo $((seconds > 0 ? seconds : 1))
 }
 
-# several N: how pytest is told to run N processes at once, where it can.
+# several N: the option with which pytest runs N processes at once, if pytest-xdist is installed.
 several() {
     if "$PYTHON" -c "import xdist" 2>/dev/null; then echo "-n $1"; fi
 }
@@ -51,12 +51,12 @@ measure() {
     seconds=$(part "$2")
     shift 2
     echo "== $name"
-    # An interrupt, unlike a kill, lets pytest write what it has measured.
+    # An interrupt, unlike a kill, lets pytest write its measurements.
     timeout --signal=INT --kill-after=10 "$seconds" "$PYTHON" -m pytest -q -p no:cacheprovider "$@" \
         --benchmark-json="$runs/$name.json" --benchmark-columns=median,iqr || status=$?
 }
 
-# compile_all N PERCENT TEST...: by N processes at once, into the caches in which measure finds it.
+# compile_all N PERCENT TEST...: compile with N processes at once into the caches that measure uses.
 compile_all() {
     local processes seconds
     processes=$(several "$1")
@@ -91,7 +91,7 @@ echo "== correctness"
 # The tests that need no GPU run elsewhere: interpreted kernels, compilation for other devices, CPU tensors.
 # shellcheck disable=SC2046
 timeout 270 "$PYTHON" -m pytest -q -p no:cacheprovider $(several 8) -k "not cpu" \
-    tests/ops tests/test_replay.py tests/test_precision.py tests/test_on_a_gpu.py \
+    tests/ops tests/augment/test_replay.py tests/test_precision.py tests/test_on_a_gpu.py \
     --ignore=tests/ops/test_interpreter.py --ignore=tests/ops/test_ahead_of_time.py
 
 echo "== compute-sanitizer"
@@ -105,19 +105,18 @@ ops.cam_loss(ops.frame_cam(features, grads), 2)[0].sum().backward()
 weight, logits = torch.randn(9, 37, device="cuda"), torch.randn(2, 9, device="cuda")
 ops.cam_gradient(features, weight, logits, torch.tensor([0, 8], device="cuda"), 2)
 grad = torch.randn(2, 3, 3, 5, 7, device="cuda", dtype=torch.bfloat16)
-frames = torch.randint(0, 256, (2, 3, 5, 7, 3), device="cuda", dtype=torch.uint8)
 ops.pgd_step(grad, grad, grad, 0.1, 0.2)
-ops.pgd_step(None, grad, frames, 0.1, 0.2, mean=0.5, std=0.25)
+ops.pgd_step(None, grad, grad, 0.1, torch.full((3,), 0.2, device="cuda"))
 x = torch.randn(6, 37, 5, 7, device="cuda", requires_grad=True)
 ops.temporal_shift(x, 3).sum().backward()
 torch.cuda.synchronize()
 SCRIPT
 if ! command -v compute-sanitizer; then
     echo "not installed: skipped"
-# Without the caching allocator, every tensor ends where its memory ends.
+# Without the caching allocator, the memory of a tensor ends where the tensor ends.
 elif ! PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout 90 compute-sanitizer --error-exitcode 1 \
     "$PYTHON" "$runs/kernels.py" 2>&1 | tee "$runs/sanitizer.log"; then
-    # Some virtual machines do not let it at the device.
+    # Some virtual machines deny it access to the device.
     grep -q "Device not supported" "$runs/sanitizer.log" || exit 1
     echo "not usable on this machine: skipped"
 fi

@@ -1,8 +1,8 @@
-"""From the JSON of the benchmarks to benchmarks/results/<device>-<date and time>.json and Markdown tables.
+"""Turn the JSON of benchmarks into benchmarks/results/<device>-<date and time>.json and Markdown tables.
 
 python benchmarks/report.py run.json [another.json ...] [clocks.csv]
 
-clocks.csv is what nvidia-smi wrote while they ran, see gpu_suite.sh.
+clocks.csv is the output of nvidia-smi during the benchmarks, see gpu_suite.sh.
 """
 
 import csv
@@ -23,10 +23,10 @@ from taf_fast.bench.measure import percentiles
 
 RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parents[1]
-# What stays as it is; what changes stands in clocks.csv.
+# Constant properties of the card; the changing ones are in clocks.csv.
 CARD = ("driver_version", "clocks.max.sm", "clocks.max.mem", "power.limit")
 BUSY = "utilization.gpu [%]"
-# By a key only they have.
+# Kinds of results, each with a key that only its entries have.
 KINDS = {
     "ceilings": "ceilings",
     "rows": "variant",
@@ -39,6 +39,7 @@ KINDS = {
 
 
 def output_of(*command: str) -> str | None:
+    """Return the output of a command, or None if it failed."""
     try:
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
@@ -68,7 +69,7 @@ def markdown(columns: str, rows: Iterable[tuple[str, ...]]) -> str:
 
 
 def shown(row: dict, key: str, form: str) -> str:
-    """Empty where a row has no such value."""
+    """Format a value of a row; return an empty string if the row lacks it."""
     return form.format(row[key]) if key in row else ""
 
 
@@ -77,7 +78,7 @@ def spread(percentiles: dict[str, float]) -> str:
 
 
 def while_busy(log: Path) -> dict[str, dict[str, float]]:
-    """Percentiles of nvidia-smi's columns of numbers over the samples in which the GPU worked throughout."""
+    """Return percentiles of nvidia-smi's numeric columns over the samples with 100 % GPU utilisation."""
     with log.open(newline="", encoding="utf-8") as file:
         samples = [row for row in csv.DictReader(file, skipinitialspace=True) if row.get(BUSY) == "100"]
     columns = {name: [sample[name] for sample in samples] for name in (samples or [{}])[0]}
@@ -117,7 +118,7 @@ def ops_table(rows: list[dict]) -> str:
 
 
 def steps_table(case: dict) -> str:
-    # Forwards per millisecond, if all were as fast as a large matrix product.
+    # Forwards per millisecond at the rate of a large matrix product.
     rate = case["matrix_flops"] / case["forward_flops"] / 1000
     return markdown(
         "step | attacked | ms, p20 / p50 / p80 | clips / s | over plain | by forwards | memory "
@@ -200,7 +201,7 @@ def waiting_table(case: dict) -> str:
 
 def bars_table(found: list[Bar]) -> str:
     return markdown(
-        "bar | the worst | of | holds",
+        "claim | worst value | case | holds",
         ((bar.claim, bar.worst, bar.case, "yes" if bar.holds else "**no**") for bar in found),
     )
 

@@ -1,8 +1,8 @@
-"""What the device can do at most: the rates of a large copy and of large matrix products, in this very run.
+"""The device's limits: the rates of a large copy and of large matrix products, measured in this run.
 
     pytest benchmarks/test_ceilings.py --benchmark-json=run.json && python benchmarks/report.py run.json
 
-The rates stand in extra_info.
+The rates are in extra_info.
 """
 
 import torch

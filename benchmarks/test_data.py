@@ -1,11 +1,11 @@
-"""Clips per second: ClipLoader against PyTorch DataLoaders over PyAV and PIL with as many workers as threads.
+"""Clips per second: ClipLoader and PyTorch DataLoaders over PyAV and PIL with the same number of workers.
 
     pytest benchmarks/test_data.py --benchmark-json=run.json && python benchmarks/report.py run.json
 
-Synthetic files in the formats and frame sizes of Something-Something V2 (VP9 webm) and V1 (JPEG frames) and
-of Diving48 (H.264), in training views of 8 frames of 224 pixels. All loaders deliver the same views and are
-timed in turn. Timings never decide a test. REPEATS in the environment is the number of timed epochs, THREADS
-that of threads or workers.
+The files are synthetic, in the formats and frame sizes of Something-Something V2 (VP9 WebM),
+Something-Something V1 (JPEG frames) and Diving48 (H.264). All loaders deliver the same training views of 8
+frames of 224 x 224 pixels and are timed in turn. Timings never decide a test. The environment variable
+REPEATS sets the number of timed epochs, THREADS the number of threads or workers.
 """
 
 import os
@@ -22,7 +22,7 @@ from PIL import Image
 
 from taf_fast.bench.measure import interleaved_seconds, percentiles
 from taf_fast.data import DECODERS, ClipLoader, Manifest, read_dataset, scan
-from taf_fast.data.caching import write_cache
+from taf_fast.data.cache.write import write_cache
 from taf_fast.data.decoding.pyav import CONVERSION
 from taf_fast.data.synth import write
 from taf_fast.data.views.planner import ClipPlan, plan
@@ -30,11 +30,11 @@ from taf_fast.data.views.planner import ClipPlan, plan
 NUM_SEGMENTS, SIZE, BATCH_SIZE = 8, 224, 8
 THREADS = int(os.environ.get("THREADS", 2))
 REPEATS = int(os.environ.get("REPEATS", 5))
-PER_CLASS = {"ssv2": 8, "ssv1": 16, "diving48": 2}  # training clips
+PER_CLASS = {"ssv2": 8, "ssv1": 16, "diving48": 2}  # training clips per class
 
 
 class Clips(torch.utils.data.Dataset):
-    """The clips a training loader delivers in its first epoch."""
+    """The clips that a training loader delivers in its first epoch."""
 
     def __init__(self, manifest: Manifest, decode: Callable[[Path, ClipPlan], np.ndarray]):
         self.manifest = manifest
@@ -50,7 +50,8 @@ class Clips(torch.utils.data.Dataset):
 
 
 def whole_video(path: Path, wanted: ClipPlan) -> np.ndarray:
-    """As MMAction2 and others: every frame up to the last one becomes RGB, PIL resizes the wanted ones."""
+    """Decode as MMAction2 and others do: convert all frames up to the last to RGB, resize the wanted with
+    PIL."""
     frames = []
     with av.open(str(path)) as container:
         container.streams.video[0].codec_context.thread_count = 1
@@ -62,7 +63,7 @@ def whole_video(path: Path, wanted: ClipPlan) -> np.ndarray:
 
 
 def wanted_frames(path: Path, wanted: ClipPlan) -> np.ndarray:
-    """Only the wanted frames become RGB, as exactly as in this package; PyTorch resizes them at once."""
+    """Convert only the wanted frames to RGB, as exactly as this package does; PyTorch resizes all at once."""
     frames, reformatter = {}, VideoReformatter()
     with av.open(str(path)) as container:
         container.streams.video[0].codec_context.thread_count = 1
@@ -72,16 +73,17 @@ def wanted_frames(path: Path, wanted: ClipPlan) -> np.ndarray:
             if index == wanted.frames[-1]:
                 break
     video = np.stack([frames[index] for index in wanted.frames.tolist()])
-    return resize_by_pytorch(video[:, wanted.y :, wanted.x :][:, : wanted.height, : wanted.width])
+    y, x, height, width = wanted.box
+    return resize_by_pytorch(video[:, y : y + height, x : x + width])
 
 
 def pictures(path: Path, wanted: ClipPlan) -> np.ndarray:
-    """As the official code of TSM: PIL crops and resizes every frame."""
+    """Load frames as TSM's official code does: PIL crops and resizes each."""
     return np.stack([resize_by_pil(picture, wanted) for picture in opened(path, wanted)])
 
 
 def pictures_at_once(path: Path, wanted: ClipPlan) -> np.ndarray:
-    """PyTorch resizes all frames at once."""
+    """Load frames so that PyTorch resizes all of them at once."""
     return resize_by_pytorch(np.stack([crop(picture, wanted) for picture in opened(path, wanted)]))
 
 
@@ -90,7 +92,8 @@ def opened(folder: Path, wanted: ClipPlan) -> list[Image.Image]:
 
 
 def crop(picture: Image.Image, wanted: ClipPlan) -> Image.Image:
-    return picture.crop((wanted.x, wanted.y, wanted.x + wanted.width, wanted.y + wanted.height))
+    y, x, height, width = wanted.box
+    return picture.crop((x, y, x + width, y + height))
 
 
 def resize_by_pil(picture: Image.Image, wanted: ClipPlan) -> np.ndarray:

@@ -1,14 +1,14 @@
-"""Each op beside what anyone would use instead, in the same run and group.
+"""Each op compared with its usual alternatives, in the same run and group.
 
     pytest benchmarks/test_ops.py --benchmark-json=run.json && python benchmarks/report.py run.json
 
-Four variants a group: a copy of as many bytes as an ideal kernel would move, plain eager PyTorch, the same
-under torch.compile, and the op. Each result is held against the float64 reference before it is timed: a wrong
-one fails its test and has no time. Timings never decide a test.
+A group has four variants: a copy of the number of bytes that an ideal kernel would move, plain eager PyTorch,
+the same under torch.compile, and the op. Each result is compared with the float64 reference before it is
+timed: a wrong result fails its test and is not timed. Timings never decide a test.
 
-On a CPU the op is PyTorch too and the sizes are small: it only shows that nothing is lost. On CUDA the times
-are those of the device, between events, with the cache cleared before every call; they stand in extra_info,
-while pytest-benchmark's own table shows wall time with the launches.
+On a CPU the op runs as PyTorch too and the sizes are small, so the benchmark only shows that the op loses
+nothing. On CUDA the times are device times between events, with the cache cleared before every call; they are
+in extra_info, while pytest-benchmark's own table shows wall time including launches.
 """
 
 import functools
@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch._functorch.config
 import torch.nn.functional as F
 from reference import cam_gradient as head_reference
 from reference import ops as reference
@@ -31,16 +32,16 @@ SIZES = [(B, T) for B in (8, 32, 64) for T in (8, 16)] if CUDA else [(4, 8)]
 CLASSES = 174
 CHANNELS, PICTURE = (2048, 224) if CUDA else (256, 56)
 STAGES = [(256, 56), (1024, 14)] if CUDA else [(64, 14)]
-CALLS, WARM_UP = 100, 10  # of each variant on CUDA
+CALLS, WARM_UP = 100, 10  # for each variant on CUDA
 EPSILON, STEP = 64 / 255, 32 / 255
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
-medians: dict[tuple[str, str], float] = {}  # seconds of (group, variant)
+medians: dict[tuple[str, str], float] = {}  # seconds by (group, variant)
 
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """Threads waiting for each other on a busy machine would be most of a small op's time."""
+    """Use one thread: on a busy machine, threads that wait for each other would dominate a small op's
+    time."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -68,7 +69,7 @@ def eager_cam_loss(cam: Tensor, num_frames: int) -> tuple[Tensor, Tensor]:
 
 
 def eager_cam_gradient(features: Tensor, logits: Tensor) -> Tensor:
-    """Double backward through the head, which has to be run for its graph."""
+    """Double backward through the head, whose graph needs a forward first."""
     leaf = features.detach().requires_grad_()
     logits = F.linear(leaf.mean((3, 4)), head_weight(features)).mean(1)
     cross_entropy = F.cross_entropy(logits, first_class(logits), reduction="sum")
@@ -90,7 +91,7 @@ def reference_cam_gradient(features: Tensor, logits: Tensor) -> Tensor:
 
 
 def head_weight(like: Tensor) -> Tensor:
-    """One linear layer for all, [CLASSES,C], made once."""
+    """Return the weight [CLASSES,C] of one linear layer that all variants share."""
     return linear_layer(like.shape[2], like.device, like.dtype)
 
 
@@ -104,16 +105,10 @@ def first_class(logits: Tensor) -> Tensor:
     return torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
 
 
-def eager_pgd_step(x, grad, clean, step_size, epsilon, lower, upper, mean=None, std=None) -> Tensor:
-    per_channel = (
-        v[:, None, None] if isinstance(v, Tensor) else v for v in (step_size, epsilon, lower, upper)
-    )
-    step_size, epsilon, lower, upper = per_channel
-    if mean is not None:
-        clean = (clean.movedim(-1, -3) / 255 - mean[:, None, None]) / std[:, None, None]
+def eager_pgd_step(x, grad, clean, step_size, epsilon, lower, upper) -> Tensor:
     y = (clean if x is None else x) + step_size * grad.sign()
     y = torch.minimum(torch.maximum(y, clean - epsilon), clean + epsilon)
-    return y.clamp(lower, upper).to(grad.dtype)
+    return y.clamp(lower, upper)
 
 
 def eager_temporal_shift(x: Tensor, num_segments: int, fold_div: int = 8) -> Tensor:
@@ -136,7 +131,7 @@ FUNCTIONS = {  # op, eager, reference
 
 
 def outputs(function: Callable, arguments: tuple, backward: bool) -> Callable[[], tuple[Tensor, ...]]:
-    """What is timed: the forward, or with ``backward`` the gradient of the sum of the first output."""
+    """Return the timed call: the forward, or the gradient of the sum of the first output."""
     if not backward:
 
         def forward():
@@ -156,7 +151,7 @@ def outputs(function: Callable, arguments: tuple, backward: bool) -> Callable[[]
 
 
 def ends(value, clips: int):
-    """The first and the last clip; what is not per clip as it is."""
+    """Return the first and the last clip of a tensor; return other values unchanged."""
     if not isinstance(value, Tensor) or value.dim() < 2:
         return value
     return value.unflatten(0, (clips, -1))[[0, -1]].flatten(0, 1)
@@ -181,8 +176,11 @@ def check(variant: str, name: str, results: tuple, arguments: tuple, clips: int,
 
 
 def device_seconds(run: Callable) -> list[float]:
-    """Reading a buffer of several times the L2 cache leaves none of the operands there, and no lines to be
-    written back; it also keeps the device busy while the call is launched."""
+    """Time a call on the device with a cold cache.
+
+    Before each call, reading a buffer several times the size of the L2 cache evicts the operands and leaves
+    no lines to write back; it also keeps the device busy while the call is launched.
+    """
     cache = torch.cuda.get_device_properties(0).L2_cache_size
     flush = torch.zeros(max(4 * cache, 2**29) // 4, device=DEVICE)
     for _ in range(WARM_UP):
@@ -198,12 +196,12 @@ def device_seconds(run: Callable) -> list[float]:
 
 
 def measure(benchmark, variant, name, label, size, arguments: tuple, moved: list, backward=False) -> None:
-    """moved: the tensors an ideal kernel reads and writes."""
+    """Check and time one variant; ``moved`` lists the tensors that an ideal kernel reads and writes."""
     clips, frames = size
     op, eager, _ = FUNCTIONS[name]
     nbytes = sum(x.numel() * x.element_size() for x in moved)
     if variant == "copy":
-        # Not of zeros, which take a GPU less power and may so be faster.
+        # Random bytes: copying zeros takes a GPU less power and may therefore be faster.
         source = torch.randint(256, (nbytes // 2,), dtype=torch.uint8, device=DEVICE)
         target = torch.empty_like(source)
 
@@ -213,9 +211,9 @@ def measure(benchmark, variant, name, label, size, arguments: tuple, moved: list
     else:
         function = op if variant == "taf_fast" else eager
         if variant == "compiled":
-            torch._dynamo.reset()  # or the second size would be compiled as a dynamic one
+            torch._dynamo.reset()  # otherwise the second size would be compiled as dynamic
             function = torch.compile(eager, fullgraph=True, dynamic=False)
-        # The backward is timed many times on one graph, whose buffers may then not be given away.
+        # The backward runs many times on one graph, so it must not donate its buffers.
         with torch._functorch.config.patch(donated_buffer=False):
             run = outputs(function, arguments, backward)
             check(variant, name, run(), arguments, clips, backward)
@@ -245,7 +243,7 @@ def measure(benchmark, variant, name, label, size, arguments: tuple, moved: list
         "gigabytes_per_second": nbytes / 1e9 / p50,
         "microseconds": microseconds,
     }
-    # How many times as fast; a variant that failed its check has no time to compare with.
+    # Speed relative to the other variants; a variant that failed its check has no time.
     ratios = {
         f"against_{other}": medians[group, other] / p50
         for other in ("copy", "eager", "compiled")
@@ -280,7 +278,7 @@ def test_frame_cam(benchmark, size, dtype, channels_last, backward, variant):
 @sizes
 @directions
 def test_cam_loss(benchmark, size, backward, variant):
-    cam = random(*size, 7, 7, dtype=torch.float32)  # what frame_cam returns, of any input
+    cam = random(*size, 7, 7, dtype=torch.float32)  # what frame_cam returns for every dtype timed here
     moved = [cam] + [cam] * backward
     measure(benchmark, variant, "cam_loss", "float32", size, (cam, size[1] // 2), moved, backward)
 
@@ -299,17 +297,12 @@ def test_cam_gradient(benchmark, size, dtype, channels_last, variant):
 
 @sizes
 @dtypes
-@pytest.mark.parametrize("start", ["x", "clean", "frames"])
+@pytest.mark.parametrize("start", ["x", "clean"])
 def test_pgd_step(benchmark, size, dtype, start, variant):
-    """A later step, a first one, and a first one from decoded frames; of those in pixels by numbers only."""
+    """A first step, which starts from clean, and a later one; the limits are numbers."""
     x, grad, clean = (random(*size, 3, PICTURE, PICTURE, dtype=dtype) for _ in range(3))
-    arguments: tuple = (x if start == "x" else None, grad, clean, STEP, EPSILON, 0.0, 1.0)
+    arguments = (x if start == "x" else None, grad, clean, STEP, EPSILON, 0.0, 1.0)
     moved = [grad, clean, grad] + [x] * (start == "x")
-    if start == "frames":
-        frames = torch.randint(0, 256, (*size, PICTURE, PICTURE, 3), dtype=torch.uint8, device=DEVICE)
-        mean, std = (torch.tensor(v, device=DEVICE) for v in (MEAN, STD))
-        limits = (STEP / std, EPSILON / std, -mean / std, (1 - mean) / std)
-        arguments, moved = (None, grad, frames, *limits, mean, std), [grad, frames, grad]
     name = f"{str(dtype).removeprefix('torch.')} from {start}"
     measure(benchmark, variant, "pgd_step", name, size, arguments, moved)
 
@@ -323,5 +316,5 @@ def test_temporal_shift(benchmark, size, dtype, channels_last, channels, picture
     clips, frames = size
     x = random(clips * frames, channels, picture, picture, dtype=dtype, channels_last=channels_last)
     name = f"{channels}x{picture}x{picture} {label(dtype, channels_last)}"
-    # The gradient of the sum reads ones as large as x.
+    # The gradient of the sum reads ones of the size of x.
     measure(benchmark, variant, "temporal_shift", name, size, (x, frames), [x, x], backward)

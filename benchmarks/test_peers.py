@@ -1,4 +1,4 @@
-"""A whole PGD attack by torchattacks, and by a loop around pgd_step, on the same model in the same run."""
+"""A whole PGD attack: torchattacks and a loop around pgd_step, on the same model in the same run."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ EPSILON, STEP, STEPS = 8 / 255, 2 / 255, 3
 
 
 class Score(nn.Module):
-    """As little model as there can be: the attack's own work is what is timed."""
+    """A minimal model, so that the time is that of the attack itself."""
 
     def __init__(self):
         super().__init__()

@@ -1,11 +1,12 @@
-"""A training step of every model: plain, this package's in its variants, and TAF as written from the paper.
+"""Training steps of every model: plain, this package's variants, and the literal implementation of the paper.
 
     pytest benchmarks/test_steps.py -k "tsm and usual" --benchmark-json=run.json
     python benchmarks/report.py run.json
 
-The steps of a test are timed in turn, so that each ratio is against a step of the same run. They stand in
-extra_info, while pytest-benchmark's own table shows how long the measuring took. Timings never decide a test.
-REPEATS in the environment is the number of timed rounds, whose 20th, 50th and 80th percentiles are kept.
+The steps of a test are timed in turn, so that each ratio compares steps of the same run. The times are in
+extra_info, while pytest-benchmark's own table shows how long the measurement took. Timings never decide a
+test. The environment variable REPEATS sets the number of timed rounds; their 20th, 50th and 80th percentiles
+are kept.
 """
 
 import dataclasses
@@ -25,7 +26,8 @@ MODELS = [f"{family}_resnet50" for family in ("tsm", "gst", "tam", "tpn")]
 CASES = [(name, 224 if CUDA else 64, True) for name in MODELS]  # model, pixels, channels_last
 if not CUDA:
     CASES += [("tsm_resnet50", 64, False), ("tsm_resnet18", 112, True)]
-# Shares of attacked clips, K and the steps timed beside the plain one. Each of these is compiled anew.
+# Shares of attacked clips, K, and the steps that are timed in addition to the plain one. Each is compiled
+# anew.
 CHOICES = {
     "usual": ((0.0, 0.1, 0.2, 1.0), 1, ("taf_fast", "naive")),
     "K3": ((0.2, 1.0), 3, ("taf_fast", "naive")),
@@ -44,8 +46,8 @@ def measure(name: str, pixels: int, size: tuple[int, int], setting: Setting, cho
     try:
         return with_variants(variants)
     except torch.OutOfMemoryError:
-        pass  # here, for the exception holds the memory of the step that had not enough
-    # The naive step, with several graphs at a time, needs the most.
+        pass  # retry outside: the exception keeps the memory of the failed step alive
+    # The naive step holds several graphs at a time and needs the most memory.
     return with_variants([variant for variant in variants if not variant.startswith("naive")])
 
 
@@ -70,7 +72,7 @@ def rows(costs: Costs) -> Iterator[dict]:
             for other in costs.rows
             if other.name.startswith("naive") and (other.share, other.steps) == (row.share, row.steps)
         ]
-        if naive:  # how many times as fast as that, compiled where this is faster
+        if naive:  # speed relative to the faster of the naive steps, eager or compiled
             values["against_naive"] = min(naive) / row.seconds
         yield values
 

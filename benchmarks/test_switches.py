@@ -1,11 +1,11 @@
-"""What every switch is worth to a training step of TSM-ResNet-50: memory format, number format, compilation
-and the implementation of SGD.
+"""The effect of each switch on a training step of TSM-ResNet-50: memory format, precision, compilation and
+the implementation of SGD.
 
     pytest benchmarks/test_switches.py --benchmark-json=run.json && python benchmarks/report.py run.json
 
-All settings are timed in turn, against the first of them. The times stand in extra_info, while
-pytest-benchmark's own table shows how long the measuring took. Timings never decide a test. REPEATS in the
-environment is the number of timed rounds.
+All settings are timed in turn and compared with the first. The times are in extra_info, while
+pytest-benchmark's own table shows how long the measurement took. Timings never decide a test. The environment
+variable REPEATS sets the number of timed rounds.
 """
 
 import os
@@ -18,10 +18,10 @@ from torch import nn
 
 from taf_fast import TemporalAugment, add_adversarial_bn, models
 from taf_fast.bench.measure import percentiles
-from taf_fast.bench.steps import CLASSES, FixedShare, Setting, timed
-from taf_fast.memory_format import channels_last
+from taf_fast.bench.steps import CLASSES, Setting, first_clips, timed
+from taf_fast.models.memory_format import channels_last
 from taf_fast.precision import PRECISIONS, autocast
-from taf_fast.step import PlainStep
+from taf_fast.step import PlainStep, TAFStep
 
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
@@ -29,7 +29,7 @@ MODEL, FRAMES = "tsm_resnet50", 8
 CLIPS, PIXELS = (32, 224) if CUDA else (10, 64)
 ATTACKED = round(0.2 * CLIPS)
 SETTINGS = [Setting(DEVICE, False, precision, last) for precision in PRECISIONS for last in (False, True)]
-if CUDA:  # on a CPU, Inductor takes minutes and brings nothing
+if CUDA:  # on a CPU, Inductor takes minutes and gains nothing
     SETTINGS.append(Setting(DEVICE, True, "bfloat16", True))
 USUAL = SETTINGS[-1] if CUDA else SETTINGS[1]
 SGD = {
@@ -52,7 +52,7 @@ def plain(setting: Setting) -> Callable[[], None]:
 
 def ours(setting: Setting) -> Callable[[], None]:
     model = add_adversarial_bn(fresh(setting))
-    step = FixedShare(model, ATTACKED, TemporalAugment(), setting.compile)
+    step = TAFStep(model, TemporalAugment(), composition=first_clips(ATTACKED), compile=setting.compile)
     return partial(run, step, setting, random_clips(setting))
 
 
@@ -88,7 +88,7 @@ def test_settings(benchmark):
 
 
 def test_sgd(benchmark):
-    benchmark.group = f"SGD of {MODEL} beside a plain step of {CLIPS} clips, {USUAL.describe()}"
+    benchmark.group = f"SGD of {MODEL} and a plain step of {CLIPS} clips, {USUAL.describe()}"
     model = add_adversarial_bn(fresh(USUAL))
     for parameter in model.parameters():
         parameter.grad = torch.randn_like(parameter)

@@ -1,12 +1,12 @@
-"""How long steps of a fine-tuning run wait for their clips, by where these come from: videos decoded by PyAV
-or DALI while the run goes on, or a cache.
+"""How long the steps of a fine-tuning run wait for their clips: videos decoded by PyAV or DALI during the
+run, or a cache.
 
     pytest benchmarks/test_waiting.py --benchmark-json=run.json && python benchmarks/report.py run.json
 
-Plain steps, which are the shortest and so ask most of the loader. The first epoch, which compiles, and the
-first step of the others, before which nothing is decoded ahead, do not count. The times are those of the
-run's metrics.jsonl and stand in extra_info. Timings never decide a test. THREADS in the environment is the
-number of decoding threads.
+The run takes plain steps, which are the shortest and so demand most of the loader. The first epoch, which
+compiles, does not count, nor does the first step of each other epoch, for which nothing is decoded ahead. The
+times come from the run's metrics.jsonl and are in extra_info. Timings never decide a test. The environment
+variable THREADS sets the number of decoding threads.
 """
 
 import json
@@ -17,7 +17,7 @@ import torch
 
 from taf_fast.bench.measure import percentiles
 from taf_fast.data import DECODERS, read_dataset, scan
-from taf_fast.data.caching import write_cache
+from taf_fast.data.cache.write import write_cache
 from taf_fast.data.synth import ORDERS, write
 from taf_fast.run.config import FinetuneConfig
 from taf_fast.run.finetune import finetune
@@ -33,7 +33,7 @@ else:
 
 
 def measure(data: Path, out: Path, decoder: str) -> tuple[list[float], list[float]]:
-    """Seconds waited and seconds of a step."""
+    """Return the seconds waited before each step and the seconds of each step."""
     finetune(FinetuneConfig(data=str(data), out=str(out), decoder=decoder, **RUN))
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "step_seconds" in line]

@@ -1,18 +1,19 @@
 """The attack loss of a pooled linear head, and its exact gradient with respect to the features (Eqs. 2 to 5).
 
-The head: mean over the P = h*w positions, an optional dropout mask, linear, mean over the T frames. The
-features reach the loss along two ways, the map and the gradient G that weights its channels, and both have a
-closed form. Per clip, with p = softmax(logits), e = p - onehot(target) and the loss L of cam_loss:
+The head is a mean over the P = h*w positions, an optional dropout mask, a linear layer and a mean over the T
+frames. The features reach the loss along two paths, through the map and through the gradient G that weights
+its channels, and both have a closed form. Per clip, with p = softmax(logits), e = p - onehot(target) and the
+loss L of cam_loss:
 
     w_tc = mask_tc (e W)_c / (T P)           map_t(q) = sum_c w_tc F_tc(q)
     s = dL/dmap                              v_tc = dL/dw_tc = sum_q s_t(q) F_tc(q)
     de = W (sum_t mask_t v_t) / (T P)        dz = dL/dlogits = p (de - <p, de>)
     dF_tc(q) = w_tc s_t(q) + mask_tc (W' dz)_c / (T P)
 
-s is constant over each frame but for the positions of the minimum and the maximum, so v is a combination of
-the sums of F over positions, which come with the map, and of two columns of F: F is read once, dF written
-once. Between the two lies one small problem a clip, for which the last program to finish the clip's map is
-used. B=64, T=8, C=2048, 7x7 in bf16 is 103 MB each way.
+s is constant over each frame except at the positions of the minimum and the maximum. So v combines the sums
+of F over positions, which are computed along with the map, and two columns of F: F is read once and dF is
+written once. Between the two passes lies one small problem per clip, which the last program to finish the
+clip's map solves. B=64, T=8, C=2048, 7x7 in bf16 is 103 MB each way.
 """
 
 import torch
@@ -21,35 +22,36 @@ import triton.language as tl
 from torch import Tensor
 
 from .cam_loss import (
-    _clip_statistics,
-    _ranks,
-    cam_loss_backward_reference,
-    cam_loss_reference,
+    cam_loss_backward_torch,
+    cam_loss_torch,
     clip_blocks,
+    order_of_frames,
+    tile_statistics,
 )
-from .common import accumulator, on_device_of, wrap_triton
+from .common import accumulator, in_cache, on_device_of, wrap_triton
+from .frame_cam import frame_cam_torch, weighted_sums
 
-# Reading F, (BLOCK_C, BLOCK_P): up to 16 elements a thread at 8 warps; more spills in the clip part. A 7x7
-# frame in one program, so that its sums over positions are written once: the clip part reads them all.
-# Channels fast (channels_last): 64 channels of bf16 are a whole line of 128 bytes.
+# Tile for reading F, (BLOCK_C, BLOCK_P): up to 16 elements per thread at 8 warps; more would spill in the
+# clip part. One program covers a 7x7 frame, so that its sums over positions are written once: the clip part
+# reads all of them. With channels fast (channels_last), 64 channels of bf16 fill a line of 128 bytes.
 CHANNELS_FAST = (64, 64)
 POSITIONS_FAST = (32, 64)
 MAP_WARPS = 8
-# Writing dF, (BLOCK_C, BLOCK_P), at 4 warps. A row of 49 positions in one tile, since shorter pieces of it
-# do not coalesce; 8 elements a thread there, as 16 addresses of 64 bits each take 160 registers.
+# Tile for writing dF, (BLOCK_C, BLOCK_P), at 4 warps. A row of 49 positions fits in one tile, since shorter
+# pieces do not coalesce; 8 elements per thread there, because 16 addresses of 64 bits take 160 registers.
 WRITE_CHANNELS_FAST = (64, 32)
 WRITE_POSITIONS_FAST = (16, 64)
-# Weight, (BLOCK_K, BLOCK_C): 16 elements a thread at 4 warps, 8 at the 8 warps of the clip part.
+# Tile of the weight, (BLOCK_K, BLOCK_C): 16 elements per thread at 4 warps, 8 in the clip part's 8 warps.
 CLASSES, CHANNELS = 32, 64
-# Elements a tile of sums over positions, [BLOCK_T, BLOCK_V]: 8 a thread at 8 warps.
+# Elements in a tile of sums over positions, [BLOCK_T, BLOCK_V]: 8 per thread at 8 warps.
 CLIP_TILE = 2048
-# Logits a pass: the data sets in use (174, 400, 700 classes) take one.
+# Logits per pass: the usual data sets (174, 400 or 700 classes) need one pass.
 MAX_BLOCK_LOGITS = 1024
 
 
 @triton.jit
 def _softmax_statistics(logits, K, ls_k, BLOCK_L: tl.constexpr):
-    """-> the maximum, and the sum of exp(logits - maximum)."""
+    """Return the maximum and the sum of exp(logits - maximum)."""
     k = tl.arange(0, BLOCK_L)
     highest = tl.full((BLOCK_L,), float("-inf"), tl.float32)
     for start in range(0, K, BLOCK_L):
@@ -95,16 +97,16 @@ def _finish_clip(
     USE_RANGE: tl.constexpr, MASKED: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_Q: tl.constexpr,
     BLOCK_V: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_W: tl.constexpr,
 ):  # fmt: skip
-    """All that depends on the whole map of a clip; the pointers are to the clip.
+    """Compute everything that depends on the whole map of a clip; the pointers point to the clip.
 
-    pooled [T,pieces,C] holds sums of F over positions, d_weights becomes the masked sum of v over the
-    frames, d_error and d_logits are de and dz.
+    pooled [T,pieces,C] holds sums of F over positions. The function writes loss, frames, slopes (s),
+    d_weights (the masked sum of v over the frames), d_error (de) and d_logits (dz).
     """
-    _, denominator, floored, argmin, argmax, score = _clip_statistics(
+    _, denominator, floored, argmin, argmax, score = tile_statistics(
         cam, T, P, P, 1, eps, USE_RANGE, BLOCK_T, BLOCK_Q
     )
     t = tl.arange(0, BLOCK_T)
-    rank = _ranks(score, T, BLOCK_T)
+    rank = order_of_frames(score, T, BLOCK_T)
     chosen = (t < T) & (rank < N)
     value = tl.sum(tl.where(chosen, score, 0.0)) / N
     tl.store(frames + rank, t.to(tl.int64), mask=chosen)
@@ -120,7 +122,7 @@ def _finish_clip(
         s = share[:, None] - tl.where(at == argmin, at_min, 0.0) - tl.where(at == argmax, at_max, 0.0)
         tl.store(slopes + at, s / denominator, mask=(t < T)[:, None] & (q < P)[None, :])
 
-    # Where everything is infinite no position was found: any will do, D is NaN.
+    # If all values are infinite, no position was found. Any valid one will do, because D is NaN.
     argmin, argmax = tl.minimum(argmin, T * P - 1), tl.minimum(argmax, T * P - 1)
     t_min, t_max = (argmin // P).to(tl.int64), (argmax // P).to(tl.int64)
     low = features + t_min * fs_t + (argmin % P).to(tl.int64) * fs_p
@@ -144,7 +146,7 @@ def _finish_clip(
         v = tl.sum(v, axis=0) / N - at_min * f_min - at_max * f_max
         tl.store(d_weights + c, v / denominator, mask=in_c)
 
-    # Barriers: other threads of this program read what was written.
+    # The barriers make the stores visible to the other threads of this program.
     tl.debug_barrier()
     for start_k in range(0, K, BLOCK_K):
         k = start_k + tl.arange(0, BLOCK_K)
@@ -182,8 +184,8 @@ def _cam_gradient_clip_kernel(
     BLOCK_T: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_V: tl.constexpr,
     BLOCK_L: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_W: tl.constexpr,
 ):  # fmt: skip
-    """The map of some positions of a frame; then, in the last program of the clip, what depends on it."""
-    frame = tl.program_id(0)  # divided in 32 bits: a 64-bit division is a subroutine
+    """Compute the map at some positions of a frame; the last program of a clip then finishes the clip."""
+    frame = tl.program_id(0)  # divide in 32 bits: a 64-bit division is a subroutine
     b, t, frame = (frame // T).to(tl.int64), (frame % T).to(tl.int64), frame.to(tl.int64)
     piece, pieces = tl.program_id(1), tl.num_programs(1)
     features += b * fs_b
@@ -192,7 +194,7 @@ def _cam_gradient_clip_kernel(
     sums = pooled + (frame * pieces + piece) * C
     p = piece * BLOCK_P + tl.arange(0, BLOCK_P)
     total = tl.zeros((BLOCK_C, BLOCK_P), tl.float32)
-    # Staged: a device filled with one program a frame has too few loads in flight otherwise.
+    # Staging keeps enough loads in flight when one program per frame is all that fills the device.
     for start in tl.range(0, C, BLOCK_C, num_stages=3):
         c = start + tl.arange(0, BLOCK_C)
         in_c = c < C
@@ -205,7 +207,7 @@ def _cam_gradient_clip_kernel(
         tl.store(sums + c, tl.sum(f, axis=1), mask=in_c)
     tl.store(cam + frame * P + p, tl.sum(total, axis=0), mask=p < P)
 
-    # One thread counts for the whole program: the barrier puts the stores of the others before it.
+    # One thread counts the arrival for the whole program; the barrier orders the others' stores before it.
     tl.debug_barrier()
     arrived = tl.atomic_add(arrivals + b, 1, sem="acq_rel", scope="gpu")
     if arrived == T * pieces - 1:
@@ -224,7 +226,7 @@ def _cam_gradient_kernel(
     ws_k, ws_c, ms_b, ms_t, ms_c, gs_b, gs_t, gs_c, gs_p,
     MASKED: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    """gradient = w s + mask (W' dz) / (T P), for some channels of all frames of a clip."""
+    """Write gradient = w s + mask (W' dz) / (T P) for some channels of all frames of a clip."""
     b = tl.program_id(0).to(tl.int64)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     in_c = c < C
@@ -272,12 +274,25 @@ def cam_gradient_triton(
     use_range: bool,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """features [B,T,C,h,w], weight [K,C], logits [B,K], targets [B], mask [B,T,C], all of any strides,
-    T <= MAX_FRAMES -> gradient like features, loss [B], frames [B,num_frames]."""
+    """Compute the gradient in three launches.
+
+    Args:
+        features: [B,T,C,h,w], float32, bfloat16 or float16, any strides; T at most MAX_FRAMES.
+        weight: [K,C], any strides.
+        logits: [B,K], any strides.
+        targets: int64 [B], from 0 to K - 1.
+        mask: [B,T,C], any strides, or None.
+        num_frames: N, from 1 to T.
+        use_range: D = M - m instead of D = M.
+        eps: smallest magnitude of D.
+
+    Returns:
+        the gradient, like features; the loss, float32 [B]; the chosen frames, int64 [B,N].
+    """
     B, T, C, h, w = features.shape
     K, P = len(weight), h * w
     shape = (h, w)
-    features = features.flatten(3)  # a copy only where rows of the picture cannot be joined, as after a crop
+    features = features.flatten(3)  # copies only if the rows of the map cannot be joined, as after a crop
     gradient = torch.empty_like(features)
 
     def scratch(*size: int) -> Tensor:
@@ -321,7 +336,7 @@ def cam_gradient_triton(
     return gradient.unflatten(3, shape), loss, frames
 
 
-def cam_gradient_reference(
+def cam_gradient_torch(
     features: Tensor,
     weight: Tensor,
     logits: Tensor,
@@ -331,6 +346,7 @@ def cam_gradient_reference(
     use_range: bool,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Do the same as :func:`cam_gradient_triton` in plain PyTorch, in float64 too and for any T."""
     B, T, C, h, w = features.shape
     precision = accumulator(features.dtype)
     cells = T * h * w
@@ -338,17 +354,27 @@ def cam_gradient_reference(
     labels = torch.arange(len(weight), device=logits.device)
     error = probabilities - (labels == targets[:, None]).to(precision)
     kept = 1.0 if mask is None else mask.to(precision)
-    # Products and sums, not matrix products: those would drop to bf16 under autocast.
-    weights = kept * ((error[..., None] * weight).sum(1) / cells)[:, None].expand(B, T, C)
-    cam = (features * weights[..., None, None]).sum(2)
+    weights = kept * (_product(error, weight) / cells)[:, None].expand(B, T, C)
+    cam = frame_cam_torch(features, weights)
 
-    loss, scores, frames = cam_loss_reference(cam, num_frames, use_range, eps)
+    loss, scores, frames = cam_loss_torch(cam, num_frames, use_range, eps)
     share = torch.zeros_like(scores).scatter(1, frames, 1 / num_frames)
-    slopes = cam_loss_backward_reference(share, cam, use_range, eps)[:, :, None]
+    slopes = cam_loss_backward_torch(share, cam, use_range, eps)
 
-    d_weights = (kept * (features * slopes).sum((3, 4))).sum(1)
-    d_error = (weight * d_weights[:, None]).sum(2) / cells
+    d_weights = (kept * weighted_sums(features, slopes)).sum(1)
+    d_error = _product(d_weights, weight.T) / cells
     d_logits = probabilities * (d_error - (probabilities * d_error).sum(1, keepdim=True))
-    through_logits = kept * ((d_logits[..., None] * weight).sum(1) / cells)[:, None].expand(B, T, C)
-    gradient = weights[..., None, None] * slopes + through_logits[..., None, None]
-    return torch.empty_like(features).copy_(gradient), loss, frames
+    through_logits = kept * (_product(d_logits, weight) / cells)[:, None].expand(B, T, C)
+    gradient = torch.empty_like(features)
+    whole = features.dtype == precision or not in_cache(features)
+    for clips in [slice(None)] if whole else [slice(clip, clip + 1) for clip in range(B)]:
+        through_map = weights[clips, ..., None, None] * slopes[clips, :, None]
+        gradient[clips] = through_map.add_(through_logits[clips, ..., None, None])
+    return gradient, loss, frames
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """[B,n] times [n,m], in full precision under autocast too."""
+    if not in_cache(a):
+        return (a[..., None] * b).sum(1)
+    return torch.mm(a, b, out=a.new_empty(len(a), b.shape[1]))

@@ -1,4 +1,4 @@
-"""The normalised map, its frame scores and the loss over the lowest frames (Eqs. 3 to 5), and the backward.
+"""The normalised map, its frame scores, the loss over the lowest frames (Eqs. 3 to 5), and the backward.
 
 Per clip, over all frames and positions, with m the minimum, M the maximum, P = h*w:
 
@@ -6,10 +6,10 @@ Per clip, over all frames and positions, with m the minimum, M the maximum, P = 
     scores_t = sum_q r_t(q)     S = the N lowest scores     loss = (1/N) sum_S scores_t
 
     dA = [ gs_t - P sum(gs) delta_argmin - (sum_t gs_t scores_t) d ] / D
-    d = delta_argmax  or  delta_argmax - delta_argmin,  0 where eps acts
+    d = delta_argmax  or  delta_argmax - delta_argmin,  0 where eps applies
 
-where gs is the gradient with respect to the scores. A clip is small (8x7x7 floats are 1.6 KB), so a program
-takes a whole clip: forward and backward are one launch each, and the second pass over the map hits the cache.
+where gs is the gradient with respect to the scores. A clip is small (8x7x7 floats are 1.6 KB), so one program
+handles a whole clip: forward and backward take one launch each, and the second pass over the map is cached.
 """
 
 from typing import NamedTuple
@@ -21,17 +21,18 @@ from torch import Tensor
 
 from .common import accumulator, on_device_of, wrap_triton
 
-# Elements a tile: 16 a thread at 4 warps.
+# Elements per tile: 16 per thread at 4 warps.
 TILE = 2048
-# Ranking compares every pair of frames in registers; at 64 frames the compiler spills.
+# The ranking compares all pairs of frames in registers; at 64 frames the compiler spills.
 MAX_FRAMES = 32
 
 
 @triton.jit
-def _clip_statistics(
+def tile_statistics(
     cam, T, P, cs_t, cs_p, eps, USE_RANGE: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_P: tl.constexpr
 ):
-    """-> m, D, whether eps acts, flat positions of the first minimum and maximum, scores [BLOCK_T]."""
+    """Return m, D, whether eps applies, the flat positions of the first minimum and maximum, and the scores
+    [BLOCK_T]."""
     t = tl.arange(0, BLOCK_T)
     nowhere = T * P
     low = tl.full((BLOCK_T, BLOCK_P), float("inf"), tl.float32)
@@ -53,7 +54,7 @@ def _clip_statistics(
     minimum, maximum = tl.min(low), tl.max(high)
     argmin = tl.min(tl.where(low == minimum, low_at, nowhere))
     argmax = tl.min(tl.where(high == maximum, high_at, nowhere))
-    # Comparisons skip NaN, where torch's min and max return it; through D it reaches every score.
+    # The comparisons skip NaN, but torch's min and max return it. Through D it reaches every score.
     maximum = tl.where(tl.max(nans) > 0, float("nan"), maximum)
 
     eps = tl.cast(eps, tl.float32)
@@ -73,8 +74,8 @@ def _clip_statistics(
 
 
 @triton.jit
-def _ranks(score, T, BLOCK_T: tl.constexpr):
-    """How many frames come before each: those of lower score, of equal score and lower index; NaN last."""
+def order_of_frames(score, T, BLOCK_T: tl.constexpr):
+    """Rank the frames by ascending score: int32 [BLOCK_T], the lower index first on ties, NaN last."""
     t = tl.arange(0, BLOCK_T)
     here, there = score[:, None], score[None, :]
     nan_here, nan_there = here != here, there != there
@@ -89,11 +90,9 @@ def _cam_loss_kernel(
     USE_RANGE: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     b = tl.program_id(0).to(tl.int64)
-    _, _, _, _, _, score = _clip_statistics(
-        cam + b * cs_b, T, P, cs_t, cs_p, eps, USE_RANGE, BLOCK_T, BLOCK_P
-    )
+    _, _, _, _, _, score = tile_statistics(cam + b * cs_b, T, P, cs_t, cs_p, eps, USE_RANGE, BLOCK_T, BLOCK_P)
     t = tl.arange(0, BLOCK_T)
-    rank = _ranks(score, T, BLOCK_T)
+    rank = order_of_frames(score, T, BLOCK_T)
     chosen = (t < T) & (rank < N)
     tl.store(scores + b * T + t, score, mask=t < T)
     tl.store(frames + b * N + rank, t.to(tl.int64), mask=chosen)
@@ -106,7 +105,7 @@ def _cam_loss_backward_kernel(
     USE_RANGE: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     b = tl.program_id(0).to(tl.int64)
-    _, denominator, floored, argmin, argmax, scores = _clip_statistics(
+    _, denominator, floored, argmin, argmax, scores = tile_statistics(
         cam + b * cs_b, T, P, cs_t, cs_p, eps, USE_RANGE, BLOCK_T, BLOCK_P
     )
     t = tl.arange(0, BLOCK_T)
@@ -126,6 +125,7 @@ def _cam_loss_backward_kernel(
 
 
 def clip_blocks(T: int, P: int) -> dict[str, int]:
+    """Return the block sizes of a program that handles a clip of T frames with P positions."""
     block_t = triton.next_power_of_2(T)
     return {"BLOCK_T": block_t, "BLOCK_P": min(TILE // block_t, triton.next_power_of_2(P))}
 
@@ -133,7 +133,8 @@ def clip_blocks(T: int, P: int) -> dict[str, int]:
 def cam_loss_triton(
     cam: Tensor, num_frames: int, use_range: bool, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """cam [B,T,h,w] of any strides, T <= MAX_FRAMES -> loss [B], scores [B,T], frames [B,num_frames]."""
+    """Launch the forward: cam [B,T,h,w] of any strides with T <= MAX_FRAMES -> float32 loss [B] and scores
+    [B,T], int64 frames [B,num_frames]."""
     B, T, h, w = cam.shape
     loss = torch.empty(B, device=cam.device, dtype=torch.float32)
     scores = torch.empty((B, T), device=cam.device, dtype=torch.float32)
@@ -149,7 +150,7 @@ def cam_loss_triton(
 
 
 def cam_loss_backward_triton(grad_scores: Tensor, cam: Tensor, use_range: bool, eps: float) -> Tensor:
-    """grad_scores [B,T], cam [B,T,h,w] -> the gradient with respect to cam, in cam's dtype."""
+    """Launch the backward: grad_scores [B,T], cam [B,T,h,w] -> dL/dcam, in the dtype of cam."""
     B, T, h, w = cam.shape
     cam = cam.flatten(2)
     d_cam = torch.empty_like(cam)
@@ -164,38 +165,57 @@ def cam_loss_backward_triton(grad_scores: Tensor, cam: Tensor, use_range: bool, 
 
 
 class ClipStatistics(NamedTuple):
-    at_min: Tensor  # [B,T,P], one at the first minimum of the clip, zero elsewhere
-    slope: Tensor  # [B,T,P], dD/dcam, zero where eps acts
+    at_min: Tensor  # [B,T,P], 1 at the first minimum of the clip, 0 elsewhere
+    slope: Tensor  # [B,T,P], dD/dcam, 0 where eps applies
     denominator: Tensor  # [B,1]
     scores: Tensor  # [B,T]
 
 
-def clip_statistics(cam: Tensor, use_range: bool, eps: float) -> ClipStatistics:
-    """The quantities both passes share, in plain PyTorch: differentiable any number of times."""
-    cam = cam.to(accumulator(cam.dtype)).flatten(2)
+class _Scores(NamedTuple):
+    argmin: Tensor  # [B,1], the position of the first minimum of the clip
+    argmax: Tensor  # [B,1]
+    raw: Tensor  # [B,1], D before eps
+    denominator: Tensor  # [B,1]
+    scores: Tensor  # [B,T]
+
+
+def _scores(cam: Tensor, use_range: bool, eps: float) -> _Scores:
+    """Normalise cam [B,T,P], float32 or float64, and sum it over positions; differentiable any number of
+    times."""
     flat = cam.flatten(1)
-    # argmin and argmax promise the first index on ties; amin and amax would split the gradient over them.
+    # argmin and argmax return the first index on ties; amin and amax would split the gradient among the ties.
     argmin, argmax = flat.argmin(1, keepdim=True), flat.argmax(1, keepdim=True)
     minimum, maximum = flat.gather(1, argmin), flat.gather(1, argmax)
     raw = maximum - minimum if use_range else maximum
     denominator = torch.where(raw < 0, raw.clamp(max=-eps), raw.clamp(min=eps))
     scores = (cam - minimum[..., None]).sum(2) / denominator
+    return _Scores(argmin, argmax, raw, denominator, scores)
 
-    position = torch.arange(flat.shape[1], device=cam.device)
+
+def clip_statistics(cam: Tensor, use_range: bool, eps: float) -> ClipStatistics:
+    """Compute what both passes share in plain PyTorch, differentiable any number of times.
+
+    cam is [B,T,h,w] with P = h*w; the results are float32, or float64 for float64.
+    """
+    cam = cam.to(accumulator(cam.dtype)).flatten(2)
+    argmin, argmax, raw, denominator, scores = _scores(cam, use_range, eps)
+    position = torch.arange(cam.shape[1] * cam.shape[2], device=cam.device)
     at_min, at_max = ((position == index).to(cam.dtype) for index in (argmin, argmax))
     slope = (at_max - at_min if use_range else at_max) * (denominator == raw)
     return ClipStatistics(at_min.view_as(cam), slope.view_as(cam), denominator, scores)
 
 
-def cam_loss_reference(
+def cam_loss_torch(
     cam: Tensor, num_frames: int, use_range: bool, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    scores = clip_statistics(cam, use_range, eps).scores
+    """Do the same as :func:`cam_loss_triton` in plain PyTorch, in float64 too and for any T."""
+    scores = _scores(cam.to(accumulator(cam.dtype)).flatten(2), use_range, eps).scores
     ordered, order = scores.sort(dim=1, stable=True)  # NaN last
     return ordered[:, :num_frames].mean(1), scores, order[:, :num_frames].contiguous()
 
 
-def cam_loss_backward_reference(grad_scores: Tensor, cam: Tensor, use_range: bool, eps: float) -> Tensor:
+def cam_loss_backward_torch(grad_scores: Tensor, cam: Tensor, use_range: bool, eps: float) -> Tensor:
+    """Do the same as :func:`cam_loss_backward_triton` in plain PyTorch, in float64 too and for any T."""
     at_min, slope, denominator, scores = clip_statistics(cam, use_range, eps)
     positions = at_min.shape[2]
     through_min = positions * grad_scores.sum(1, keepdim=True)

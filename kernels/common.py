@@ -1,4 +1,4 @@
-"""What every launcher needs to know: whether Triton runs, on which device, in which precision."""
+"""Helpers of every launcher: whether Triton runs, on which device, in which precision."""
 
 import contextlib
 
@@ -10,24 +10,28 @@ INTERPRETED = triton.knobs.runtime.interpret
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
-    """The precision sums are kept in."""
+    """Return the dtype that sums are accumulated in."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def runs_on_triton(x: Tensor) -> bool:
-    """The kernels compute in fp32, so float64 takes the reference path on every device."""
+    """Whether the kernels handle ``x``. They compute in fp32, so float64 always takes the PyTorch path."""
     return (x.is_cuda or INTERPRETED) and x.dtype != torch.float64
 
 
 def wrap_triton(kernel):
-    """torch's wrap_triton, which makes a launch visible to torch.compile but rejects interpreted kernels.
-
-    Keeps torch's name: triton_op looks for calls of that name to find the kernels behind an op, and
-    their source is part of the compile cache's key.
-    """
+    """Make a kernel's launch visible to torch.compile. Interpreted kernels, which torch rejects, stay
+    bare."""
     return kernel if INTERPRETED else torch.library.wrap_triton(kernel)
 
 
 def on_device_of(x: Tensor):
-    """Triton launches on the current device, which need not be the tensor's."""
+    """Return a context that makes ``x``'s device current: Triton launches on the current device."""
     return torch.cuda.device_of(x) if torch.cuda.is_initialized() else contextlib.nullcontext()
+
+
+def in_cache(x: Tensor) -> bool:
+    """Whether a plain-PyTorch path works in matrix products and clip by clip: on a CPU, where that saves
+    temporary tensors as large as ``x``. On a GPU a matrix product may run in TF32, and a compiled graph fuses
+    products and sums."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()

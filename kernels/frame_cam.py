@@ -4,19 +4,22 @@
     dF[b,t,c,q] = w[b,t,c] g[b,t,q]        dw[b,t,c] = sum_q g[b,t,q] F[b,t,c,q]
 
 Both are bound by memory. The map reads F once and writes 1/C of that; the backward reads F once and writes
-dF once. B=16, T=8, C=2048, 7x7 in bf16 is 26 MB a pass.
+dF once. B=16, T=8, C=2048, 7x7 in bf16 is 26 MB per pass.
 """
+
+from collections.abc import Iterator
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import on_device_of, wrap_triton
+from .common import accumulator, in_cache, on_device_of, wrap_triton
 
-# (BLOCK_C, BLOCK_P): 2048 elements, 16 a thread at 4 warps, so that two bf16 vector loads are in flight.
-# Channels fast (channels_last): long runs of channels, few positions, and 4 programs a 7x7 frame to fill
-# the device. Positions fast: a whole 7x7 row of 49 in one tile, since shorter pieces of it do not coalesce.
+# (BLOCK_C, BLOCK_P): 2048 elements, 16 per thread at 4 warps, so that two bf16 vector loads are in flight.
+# With channels fast (channels_last): long runs of channels, few positions, and 4 programs per 7x7 frame to
+# fill the device. With positions fast: all 49 positions of a 7x7 map in one tile, since shorter pieces do not
+# coalesce.
 CHANNELS_FAST = (128, 16)
 POSITIONS_FAST = (32, 64)
 
@@ -27,7 +30,7 @@ def _frame_cam_kernel(
     fs_b, fs_t, fs_c, fs_p, ws_b, ws_t, ws_c,
     BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    frame = tl.program_id(0)  # divided in 32 bits: a 64-bit division is a subroutine
+    frame = tl.program_id(0)  # divide in 32 bits: a 64-bit division is a subroutine
     b, t, frame = (frame // T).to(tl.int64), (frame % T).to(tl.int64), frame.to(tl.int64)
     p = tl.program_id(1) * BLOCK_P + tl.arange(0, BLOCK_P)
     in_p = p < P
@@ -81,12 +84,13 @@ def _blocks(features: Tensor) -> tuple[int, int]:
 
 
 def frame_cam_triton(features: Tensor, weights: Tensor) -> Tensor:
-    """features [B,T,C,h,w], weights [B,T,C] of any strides -> cam float32 [B,T,h,w], contiguous."""
+    """Launch the forward: features [B,T,C,h,w] and weights [B,T,C] of any strides -> cam, contiguous float32
+    [B,T,h,w]."""
     B, T, C, h, w = features.shape
     cam = torch.empty((B, T, h, w), device=features.device, dtype=torch.float32)
     if cam.numel() == 0:
         return cam
-    features = features.flatten(3)  # a copy only where rows of the picture cannot be joined, as after a crop
+    features = features.flatten(3)  # copies only if the rows of the map cannot be joined, as after a crop
     block_c, block_p = _blocks(features)
     with on_device_of(features):
         wrap_triton(_frame_cam_kernel)[(B * T, triton.cdiv(h * w, block_p))](
@@ -98,7 +102,8 @@ def frame_cam_triton(features: Tensor, weights: Tensor) -> Tensor:
 
 
 def frame_cam_backward_triton(grad: Tensor, features: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """grad [B,T,h,w] -> (dF in the dtype and memory format of features, dw float32 [B,T,C])."""
+    """Launch the backward: grad [B,T,h,w] -> dF in the dtype and memory format of features, dw float32
+    [B,T,C]."""
     B, T, C, h, w = features.shape
     grad, features = grad.flatten(2), features.flatten(3)
     d_features = torch.empty_like(features)
@@ -114,12 +119,46 @@ def frame_cam_backward_triton(grad: Tensor, features: Tensor, weights: Tensor) -
     return d_features.unflatten(3, (h, w)), d_weights
 
 
-def frame_cam_reference(features: Tensor, weights: Tensor) -> Tensor:
-    # A product and a sum, not an einsum: a matrix product would drop to bf16 under autocast.
-    return (features * weights[..., None, None]).sum(2)
+def frame_cam_torch(features: Tensor, weights: Tensor) -> Tensor:
+    """Do the same as :func:`frame_cam_triton` in plain PyTorch, in float64 too."""
+    if not in_cache(features):
+        return (features * weights[..., None, None]).sum(2)
+    B, T, _, h, w = features.shape
+    cam = torch.empty((B, T, h, w), dtype=weights.dtype)
+    for clips, part in parts_in_full_precision(features):
+        rows = weights[clips].flatten(0, 1).unsqueeze(1)
+        torch.bmm(rows, part, out=cam[clips].flatten(2).flatten(0, 1).unsqueeze(1))
+    return cam
 
 
-def frame_cam_backward_reference(grad: Tensor, features: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    grad = grad.unsqueeze(2)
-    d_features = torch.empty_like(features).copy_(weights[..., None, None] * grad)
-    return d_features, (features * grad).sum((3, 4))
+def frame_cam_backward_torch(grad: Tensor, features: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Do the same as :func:`frame_cam_backward_triton` in plain PyTorch, in float64 too."""
+    d_features = torch.empty_like(features).copy_(weights[..., None, None] * grad.unsqueeze(2))
+    return d_features, weighted_sums(features, grad)
+
+
+def weighted_sums(features: Tensor, grad: Tensor) -> Tensor:
+    """Sum over positions of features [B,T,C,h,w] times grad [B,T,h,w]: [B,T,C] in the dtype of grad."""
+    if not in_cache(features):
+        return (features * grad.unsqueeze(2)).sum((3, 4))
+    sums = torch.empty(features.shape[:3], dtype=grad.dtype)
+    for clips, part in parts_in_full_precision(features):
+        columns = grad[clips].flatten(2).flatten(0, 1).unsqueeze(2)
+        torch.bmm(part, columns, out=sums[clips].flatten(0, 1).unsqueeze(2))
+    return sums
+
+
+def parts_in_full_precision(features: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Some clips of features [B,T,C,h,w] at a time, and their frames [n*T,C,h*w] in the dtype that sums are
+    accumulated in: all clips where that is theirs; else one after another, converted in the same memory.
+
+    For matrix products with ``out``, which autocast leaves as they are.
+    """
+    precision = accumulator(features.dtype)
+    if features.dtype == precision:
+        yield slice(None), features.flatten(3).flatten(0, 1)
+        return
+    for clip in range(len(features)):
+        if clip == 0:
+            converted = torch.empty_like(features[0], dtype=precision)
+        yield slice(clip, clip + 1), converted.copy_(features[clip]).flatten(2)

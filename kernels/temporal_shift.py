@@ -1,9 +1,10 @@
-"""The temporal shift of TSM: an eighth of the channels looks one frame ahead, an eighth one frame back.
+"""The temporal shift of TSM: some channels come from the next frame, as many from the previous one.
 
     out[t, :fold] = x[t+1, :fold]        out[t, fold:2*fold] = x[t-1, fold:2*fold]
 
-with the other channels copied and zeros beyond the ends of the clip. The backward is the same with the two
-directions exchanged. Every element is read and written once, in one launch where slices take five.
+with fold = C // fold_div, the other channels copied and zeros beyond the ends of the clip. The backward is
+the same with the two directions swapped. Every element is read and written once, in one launch; slicing takes
+five.
 """
 
 import torch
@@ -13,10 +14,10 @@ from torch import Tensor
 
 from .common import on_device_of, wrap_triton
 
-# Elements a tile: 16 a thread at 4 warps.
+# Elements per tile: 16 per thread at 4 warps.
 TILE = 2048
-# Longest run along the fast axis: 64 channels are 128 bytes of bf16, 1024 positions keep the rows of a
-# small picture in one tile.
+# Longest run along the fast axis: 64 channels of bf16 are 128 bytes; 1024 positions keep the rows of a small
+# map in one tile.
 MAX_BLOCK_C, MAX_BLOCK_P = 64, 1024
 
 
@@ -28,8 +29,8 @@ def _temporal_shift_kernel(
     t = tl.program_id(0) % T
     frame = tl.program_id(0).to(tl.int64)
     block = tl.program_id(1)
-    # A block of channels stays within one group, so that a tile has one source frame; with FOLD a constant
-    # the compiler then sees that its loads are aligned vectors.
+    # A block of channels stays within one group, so that a tile has one source frame. Because FOLD is
+    # constant, the compiler sees that its loads are aligned vectors.
     BLOCKS: tl.constexpr = (FOLD + BLOCK_C - 1) // BLOCK_C
     group = tl.minimum(block // BLOCKS, 2) if FOLD > 0 else 2
     c = group * FOLD + (block - group * BLOCKS) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -47,9 +48,10 @@ def _temporal_shift_kernel(
 
 
 def temporal_shift_triton(x: Tensor, num_segments: int, fold_div: int, reverse: bool) -> Tensor:
-    """x [B*T,C,h,w] of any strides -> the same shape; dense, in x's memory format where it has one."""
+    """Launch the shift: x [B*T,C,h,w] of any strides and dtype -> the same shape and dtype, dense, in x's
+    memory format if it has one. ``reverse`` swaps the two directions."""
     N, C, h, w = x.shape
-    x = x.flatten(2)  # a copy only where rows of the picture cannot be joined, as after a crop
+    x = x.flatten(2)  # copies only if the rows of the map cannot be joined, as after a crop
     out = torch.empty_like(x)
     if out.numel() > 0:
         fold = C // fold_div
@@ -68,7 +70,8 @@ def temporal_shift_triton(x: Tensor, num_segments: int, fold_div: int, reverse: 
     return out.unflatten(2, (h, w))
 
 
-def temporal_shift_reference(x: Tensor, num_segments: int, fold_div: int, reverse: bool) -> Tensor:
+def temporal_shift_torch(x: Tensor, num_segments: int, fold_div: int, reverse: bool) -> Tensor:
+    """Do the same as :func:`temporal_shift_triton` in plain PyTorch."""
     out = torch.empty_like(x)
     fold = x.shape[1] // fold_div
     source, target = (y.unflatten(0, (x.shape[0] // num_segments, num_segments)) for y in (x, out))

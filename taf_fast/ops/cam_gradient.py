@@ -2,14 +2,14 @@
 
 import torch
 from torch import Tensor
-from torch.library import triton_op
 
-from taf_fast.kernels.cam_gradient import cam_gradient_reference, cam_gradient_triton
+import taf_fast.kernels.cam_gradient as kernels
+from taf_fast.kernels.cam_gradient import cam_gradient_torch, cam_gradient_triton
 from taf_fast.kernels.cam_loss import MAX_FRAMES
 from taf_fast.kernels.common import runs_on_triton
-
-from .cam_loss import DENOMINATORS
-from .checks import check_device, check_floating
+from taf_fast.ops.cam_loss import DENOMINATORS
+from taf_fast.ops.checks import check_classes, check_device, check_floating, check_tensor
+from taf_fast.ops.registration import triton_op
 
 
 def cam_gradient(
@@ -22,39 +22,45 @@ def cam_gradient(
     eps: float = 1e-6,
     mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradient of the attack loss with respect to the features of a pooled linear head (Eqs. 2 to 5).
+    """Compute the gradient of the attack loss with respect to the features of a pooled linear head (Eqs. 2 to
+    5).
 
-    The head is a mean over h,w, then mask (dropout) where there is one, a linear layer, and a mean over the
-    frames. With F = features, the exact derivative, of second order since G depends on F too, of
+    The head is a mean over h,w, an optional dropout mask, a linear layer and a mean over the frames. The
+    result is the exact derivative with respect to F = features, of second order because G depends on F too,
+    of
 
         L = sum over the batch of cam_loss(frame_cam(F, G), num_frames, denominator, eps)
         G = d(sum over the batch of cross_entropy(logits, targets))/dF
 
+    in closed form, where q is a position of the map and dz = dL/dlogits:
+
         dL/dF[b,t,c,q] = w[b,t,c] s[b,t,q] + mask[b,t,c] (dz[b] weight)[c] / (T h w)
         w[b,t,c] = mask[b,t,c] ((softmax(logits[b]) - onehot(targets[b])) weight)[c] / (T h w)
-        s = dL/dcam,  dz = dL/dlogits
+        s[b,t,q] = dL/dcam[b,t,q]
 
-    The same as differentiating the two ops and the head twice with autograd, in three launches that read F
-    once. The first position on ties, and no gradient through D where eps acts, as in cam_loss. The results
-    are constants for autograd. On CUDA, clips of more than 32 frames take the plain PyTorch path.
+    Autograd would give the same by differentiating the two ops and the head twice; this op takes three
+    launches that read F once. As in cam_loss, ties go to the first position and no gradient flows through D
+    where eps applies. Autograd treats the results as constants. On CUDA, clips of more than 32 frames take
+    the plain PyTorch path.
 
     Args:
-        features: F, [B,T,C,h,w], any layout; all but B at least 1.
-        weight: [K,C], of the linear layer; float64, float32, bfloat16 or float16 whatever features is.
-        logits: [B,K], what the head returned for features; dtypes as for weight.
-        targets: int64 [B], from 0 to K - 1. Values are not checked.
+        features: F, [B,T,C,h,w], float64, float32, bfloat16 or float16, any layout; every size but B at least
+            1.
+        weight: the weight of the linear layer, [K,C], in any of these dtypes.
+        logits: the head's output for features, [B,K], in any of these dtypes.
+        targets: int64 [B], from 0 to K - 1. Values on a GPU are not checked, nor while a graph is captured.
         num_frames: N, from 1 to T.
-        denominator: "max" or "range".
+        denominator: D in cam_loss, "max" or "range".
         eps: smallest magnitude of D, positive.
-        mask: [B,T,C], the factors dropout applied to the pooled features (0 or 1/(1-p)); dtypes as for
-            weight. None for none.
+        mask: the factors that dropout applied to the pooled features (0 or 1/(1-p)), [B,T,C], in any of these
+            dtypes; None without dropout.
 
     Returns:
         the gradient, in the shape, dtype and memory format of features; the loss of every clip, [B], in
-        float32 (float64 for float64 features); the chosen frames, int64 [B,N], ordered as cam_loss does.
+        float32 (float64 for float64 features); the chosen frames, int64 [B,N], in the order of cam_loss.
 
     Raises:
-        ValueError: a shape, dtype, device or number does not fit.
+        ValueError: a shape, dtype, device or number is not as stated above.
     """
     check_floating("features", features)
     if features.dim() != 5:
@@ -72,10 +78,12 @@ def cam_gradient(
     check_floating("logits", logits)
     if logits.shape != (B, K):
         raise ValueError(f"logits must be [B,K] = {[B, K]}, got {list(logits.shape)}")
+    check_tensor("targets", targets)
     if targets.dtype != torch.int64:
         raise ValueError(f"targets must be int64, got {targets.dtype}")
     if targets.shape != (B,):
         raise ValueError(f"targets must be [B] = {[B]}, got {list(targets.shape)}")
+    check_classes("targets", targets, K)
     tensors = {"weight": weight, "logits": logits, "targets": targets}
     if mask is not None:
         check_floating("mask", mask)
@@ -102,7 +110,7 @@ def cam_gradient(
     )
 
 
-@triton_op("taf_fast::cam_gradient", mutates_args=())
+@triton_op("cam_gradient", kernels)
 def _cam_gradient(
     features: Tensor,
     weight: Tensor,
@@ -115,4 +123,4 @@ def _cam_gradient(
 ) -> tuple[Tensor, Tensor, Tensor]:
     if runs_on_triton(features) and features.shape[1] <= MAX_FRAMES:
         return cam_gradient_triton(features, weight, logits, targets, mask, num_frames, use_range, eps)
-    return cam_gradient_reference(features, weight, logits, targets, mask, num_frames, use_range, eps)
+    return cam_gradient_torch(features, weight, logits, targets, mask, num_frames, use_range, eps)

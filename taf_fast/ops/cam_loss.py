@@ -2,19 +2,19 @@
 
 import torch
 from torch import Tensor
-from torch.library import triton_op
 
+import taf_fast.kernels.cam_loss as kernels
 from taf_fast.kernels.cam_loss import (
     MAX_FRAMES,
-    cam_loss_backward_reference,
+    cam_loss_backward_torch,
     cam_loss_backward_triton,
-    cam_loss_reference,
+    cam_loss_torch,
     cam_loss_triton,
     clip_statistics,
 )
 from taf_fast.kernels.common import runs_on_triton
-
-from .checks import check_floating
+from taf_fast.ops.checks import check_floating
+from taf_fast.ops.registration import triton_op
 
 DENOMINATORS = ("max", "range")
 
@@ -26,21 +26,22 @@ def cam_loss(
 
     Per clip, with minimum m and maximum M over all its frames and positions:
 
-        r = (cam - m) / D,  D = M ("max", as printed) or M - m ("range"),  |D| at least eps, sign kept
+        r = (cam - m) / D,  D = M ("max", Eq. 3 as printed) or M - m ("range"),  |D| at least eps, sign kept
         scores_t = sum over h,w of r_t        loss = mean of the num_frames lowest scores
 
-    loss and scores are differentiable twice, through m and M (the first position on ties); where eps acts no
-    gradient flows through D. frames is not differentiable. On CUDA, clips of more than 32 frames take the
-    plain PyTorch path.
+    loss and scores are twice differentiable, also through m and M (at the first position on ties); no
+    gradient flows through D where eps applies. frames is not differentiable. On CUDA, clips of more than 32
+    frames take the plain PyTorch path.
 
-    NaN or infinity stays in its own clip, whose loss and gradient are then without meaning; frames still
-    holds distinct valid indices. A NaN makes every score of the clip NaN, an infinity that of its own frame,
-    while the clip's other scores are what the formula gives: for +infinity zero.
+    NaN or infinity stays in its own clip, whose loss and gradient are then meaningless; frames still holds
+    distinct valid indices. A NaN makes every score of the clip NaN. An infinity makes the score of its own
+    frame NaN; the other scores of the clip follow the formula and are 0 for +infinity.
 
     Args:
-        cam: [B,T,h,w], any layout, any sign; T, h and w at least 1; B may be 0.
+        cam: [B,T,h,w], float64, float32, bfloat16 or float16, any layout, any sign; T, h and w at least 1; B
+            may be 0.
         num_frames: N, from 1 to T.
-        denominator: "max" or "range".
+        denominator: D, "max" or "range".
         eps: smallest magnitude of D, positive. D = 0 becomes +eps.
 
     Returns:
@@ -48,7 +49,7 @@ def cam_loss(
         frames by ascending score: the lower index first on ties, NaN scores last.
 
     Raises:
-        ValueError: an argument is outside the ranges above.
+        ValueError: an argument is not as stated above.
     """
     check_floating("cam", cam)
     if cam.dim() != 4:
@@ -61,21 +62,23 @@ def cam_loss(
         raise ValueError(f"denominator must be one of {DENOMINATORS}, got {denominator!r}")
     if not eps > 0:
         raise ValueError(f"eps must be positive, got {eps}")
+    if not (runs_on_triton(cam) or (cam.requires_grad and torch.is_grad_enabled())):
+        return cam_loss_torch(cam, num_frames, denominator == "range", eps)  # less than the op's dispatch
     return _cam_loss(cam, num_frames, denominator == "range", eps)
 
 
-@triton_op("taf_fast::cam_loss", mutates_args=())
+@triton_op("cam_loss", kernels)
 def _cam_loss(cam: Tensor, num_frames: int, use_range: bool, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     if runs_on_triton(cam) and cam.shape[1] <= MAX_FRAMES:
         return cam_loss_triton(cam, num_frames, use_range, eps)
-    return cam_loss_reference(cam, num_frames, use_range, eps)
+    return cam_loss_torch(cam, num_frames, use_range, eps)
 
 
-@triton_op("taf_fast::cam_loss_backward", mutates_args=())
+@triton_op("cam_loss_backward", kernels)
 def _cam_loss_backward(grad_scores: Tensor, cam: Tensor, use_range: bool, eps: float) -> Tensor:
     if runs_on_triton(cam) and cam.shape[1] <= MAX_FRAMES:
         return cam_loss_backward_triton(grad_scores, cam, use_range, eps)
-    return cam_loss_backward_reference(grad_scores, cam, use_range, eps)
+    return cam_loss_backward_torch(grad_scores, cam, use_range, eps)
 
 
 def _save_for_backward(ctx, inputs, output):
@@ -97,9 +100,9 @@ def _save_for_double_backward(ctx, inputs, output):
 
 
 def _double_backward(ctx, v):
-    # J = dA is linear in grad_scores, and cam enters through D and the scores alone: with V the cotangent and
-    # d = dD/dcam, the Hessian in cam is -(J d' + d J')/D, of rank two. Nothing the size of T*P is reduced
-    # more than once, so plain PyTorch is enough.
+    # J = dA is linear in grad_scores, and cam enters only through D and the scores. With the cotangent V and
+    # d = dD/dcam, the Hessian in cam is -(J d' + d J')/D, of rank two. Nothing of size T*P is reduced more
+    # than once, so plain PyTorch is enough.
     grad_scores, cam, jacobian = ctx.saved_tensors
     at_min, slope, denominator, scores = clip_statistics(cam, ctx.use_range, ctx.eps)
     v, jacobian = v.flatten(2).to(scores.dtype), jacobian.flatten(2).to(scores.dtype)
