@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .decoding.dali_fetch import DaliFetcher
-from .decoding.fetch import ClipFetcher, Fetched
-from .errors import DataError
-from .scanning.manifest import Clip, Manifest
-from .views.crops import full_size
-from .views.planner import ClipPlan, epoch_order, evaluation_plans, plan
-from .views.view import DEFAULT_VIEW, ONE_VIEW, EvaluationViews, TrainingView
+from taf_fast.data.clip import Clip, Manifest
+from taf_fast.data.decoding.dali import DaliFetcher
+from taf_fast.data.decoding.fetch import ClipFetcher, Fetched, Fetcher
+from taf_fast.data.views.crops import full_size
+from taf_fast.data.views.planner import ClipPlan, epoch_order, evaluation_plans, plan
+from taf_fast.data.views.view import DEFAULT_VIEW, ONE_VIEW, EvaluationViews, TrainingView
+from taf_fast.errors import DataError
 
 DECODERS = ("pyav", "dali", "mixed")
 
@@ -25,9 +25,10 @@ AHEAD = 2
 
 @dataclass(frozen=True)
 class Batch:
-    """Clips uint8 ``[B, T, size, size, 3]`` (RGB), labels int64 ``[B]``, ids, and the seconds waited.
+    """Clips uint8 ``[B, T, size, size, 3]`` (RGB), labels int64 ``[B]``, ids, and the seconds that the caller
+    waited for the batch.
 
-    In evaluation with V views clips are ``[B * V, ...]``: those of one video lie together.
+    In evaluation with V views, clips are ``[B * V, ...]``: the views of one video lie next to each other.
     """
 
     clips: torch.Tensor
@@ -38,43 +39,45 @@ class Batch:
 
 @dataclass(frozen=True)
 class _Job:
-    """A batch in the making; ``position`` is its (epoch, iteration), clips and labels those of its rows."""
+    """A batch being decoded: its (epoch, iteration), and the clip and label of each row."""
 
     position: tuple[int, int]
     clips: list[Clip]
     labels: list[int]
-    fetched: "Future[Fetched]"
+    fetched: Future[Fetched]
 
 
 class ClipLoader:
     """Iterates over the clips of a manifest, one epoch per loop.
 
-    Training takes random views of the clips, as ``view`` says, in an order shuffled by (seed, epoch);
-    evaluation takes the centres in the order of the manifest. Labels are those of the views: a mirrored clip
-    can be of another class. ``size`` is the side of the delivered frames in pixels (of a centre crop: three
-    crops show more and are larger), ``batch_size`` the clips per step of this rank, ``threads`` the decoding
-    threads. ``drop_last`` leaves out the incomplete last step of all ranks, unless it is the only one; None
-    is True in training.
+    Training takes random views (``view``) of the clips in an order shuffled by (seed, epoch) and leaves out
+    the incomplete last step of all ranks, unless it is the only one. Evaluation takes centre crops of all
+    clips in the order of the manifest. A label belongs to the view: mirroring can change the class.
 
-    ``decoder`` is "pyav" (videos by PyAV, JPEG by PIL, resizing by PyTorch), "dali" (DALI decodes the codecs
-    that its CPU build knows and resizes all; its pixels differ by a level or two) or "mixed" (likewise on the
-    current GPU, where batches then are; not yet run on one). ``pin_memory`` has the batches of "pyav" in
+    ``size`` is the side of the delivered frames in pixels for centre and training crops; three crops cover
+    more and are larger. ``batch_size`` is the number of clips per step on this rank, ``threads`` the number
+    of decoding threads.
+
+    ``decoder`` is "pyav" (PyAV decodes videos, PIL decodes JPEG, PyTorch resizes), "dali" (DALI decodes the
+    codecs its CPU build supports and resizes everything; its pixels differ by a level or two) or "mixed"
+    (DALI on the current GPU, which then holds the batches). With ``pin_memory``, "pyav" delivers batches in
     page-locked memory, from which copies to a GPU overlap with its work.
 
-    ``views`` are those of evaluation: every clip is decoded once for each of them, and ``batch_size`` counts
-    them all, though a batch has at least one clip with all its views.
+    ``views`` are the views of evaluation: every clip is decoded once for each of them. ``batch_size`` counts
+    views, but a batch holds at least one clip with all its views.
 
-    ``epoch`` and ``iteration`` are the position of the next batch. A loop that is left early is continued by
-    the next one after the last delivered batch, and so is one in another process after ``load_state_dict``:
-    batches are the same, bit for bit, as without the interruption. When the last batch of an epoch was
-    delivered but the loop left, the next loop ends at once and the epoch is over.
+    ``epoch`` and ``iteration`` are the position of the next batch. A loop that is left early continues in
+    the next loop after the last delivered batch, and so does another process after ``load_state_dict``, with
+    the same batches, bit for bit, as without the interruption. If a loop is left at the last batch of an
+    epoch, the next loop ends at once and finishes the epoch.
 
     Clips that turn out bad are quarantined (``quarantined``: reason by id, including the manifest's defects)
-    and missing from their batch; the order of the others does not change. A batch that has no other is
-    skipped in evaluation; in training, where all ranks need equally many, the next good clip takes its place.
-    DataError when more than ``quarantine_limit`` (a fraction) of the manifest's clips are bad, or all
-    of them: the batch that showed it is not delivered, and the next loop tries it again. ValueError for
-    impossible arguments.
+    and left out of their batch; the order of the others does not change. Evaluation skips a batch without
+    any good clip. In training, where all ranks need the same number of batches, the next good clip takes the
+    place of such a batch. DataError if all clips of the manifest are bad, or a larger fraction than
+    ``quarantine_limit``, not counting those that a cache left out: the batch that showed this is not
+    delivered, and the next loop tries it again.
+    ValueError for impossible arguments.
     """
 
     def __init__(
@@ -88,7 +91,6 @@ class ClipLoader:
         threads: int = 2,
         rank: int = 0,
         world_size: int = 1,
-        drop_last: bool | None = None,
         quarantine_limit: float = 0.1,
         view: TrainingView = DEFAULT_VIEW,
         views: EvaluationViews = ONE_VIEW,
@@ -125,21 +127,22 @@ class ClipLoader:
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
-        self.drop_last = train if drop_last is None else drop_last
         self.quarantine_limit = quarantine_limit
         self.view = view
         self.views = views
         self.epoch = 0
         self.iteration = 0
+        self._left_out = {clip.id for clip in manifest.clips if clip.left_out}
         self.quarantined = manifest.defects
         self._check(self.quarantined)
-        # Positions in the manifest: what the order and the plans refer to, whatever is quarantined later.
+        # Positions in the manifest: order and plans refer to them, whatever is quarantined later.
         self._good = np.array([i for i, clip in enumerate(manifest.clips) if clip.defect is None])
         if train and len(self._good) < world_size:
             raise DataError(f"{len(self._good)} good clips are too few for {world_size} ranks")
         self._order: tuple[int, list[np.ndarray]] = (-1, [])
         self._jobs: deque[_Job] = deque()
         side = full_size(size) if views.crops == 3 else size
+        self._fetcher: Fetcher
         if decoder == "pyav":
             self._fetcher = ClipFetcher(side, threads, pin_memory)
         else:
@@ -147,7 +150,7 @@ class ClipLoader:
             self._fetcher = DaliFetcher(manifest.good, side, self.batch_size * len(views), threads, gpu)
 
     def __len__(self) -> int:
-        """Batches per epoch on this rank, counting those that evaluation finds empty."""
+        """Batches per epoch on this rank, including those that evaluation skips."""
         return len(self._batches())
 
     def __iter__(self) -> Iterator[Batch]:
@@ -155,7 +158,10 @@ class ClipLoader:
             started = time.perf_counter()
             batch = self._finish(self._next_job())
             if batch is None and self.train:
-                batch = next(filter(None, map(self._finish, self._substitutes())))
+                for job in self._substitutes():
+                    batch = self._finish(job)
+                    if batch is not None:
+                        break
             self.iteration += 1
             if batch is not None:
                 yield Batch(*batch, time.perf_counter() - started)
@@ -163,7 +169,8 @@ class ClipLoader:
         self.iteration = 0
 
     def state_dict(self) -> dict:
-        """The position after the last delivered batch and the quarantine, as plain JSON-able values."""
+        """The position after the last delivered batch and the quarantined clips, as values that JSON can
+        hold."""
         return {
             "seed": self.seed,
             "epoch": self.epoch,
@@ -172,19 +179,20 @@ class ClipLoader:
         }
 
     def load_state_dict(self, state: dict) -> None:
-        """Continues where the loader that gave ``state`` stood; it needs the same manifest and arguments.
+        """Continues where the loader that gave ``state`` was; manifest and arguments must be the same.
 
-        ValueError when the state is of another seed or of other data.
+        ValueError if the state belongs to another seed or to other data.
         """
         if state["seed"] != self.seed:
-            raise ValueError(f"the state is of seed {state['seed']}, the loader has seed {self.seed}")
+            raise ValueError(f"the state has seed {state['seed']}, the loader has seed {self.seed}")
         unknown = state["quarantined"].keys() - {clip.id for clip in self.manifest.clips}
         if unknown or not 0 <= state["iteration"] <= len(self):
             raise ValueError(
-                f"the state is of other data or batches: iteration {state['iteration']} of {len(self)}, "
+                f"the state belongs to other data or batches: iteration {state['iteration']} of {len(self)}, "
                 f"{len(unknown)} unknown clips"
             )
-        self.epoch, self.iteration = state["epoch"], state["iteration"]
+        self.epoch = state["epoch"]
+        self.iteration = state["iteration"]
         self.quarantined = {**self.manifest.defects, **state["quarantined"]}
         self._drop_jobs()
         self._check(self.quarantined)
@@ -200,13 +208,13 @@ class ClipLoader:
                 rank=self.rank,
                 world_size=self.world_size,
                 batch_size=self.batch_size,
-                drop_last=self.drop_last,
+                drop_last=self.train,
             )
             self._order = (self.epoch, [self._good[batch] for batch in batches])
         return self._order[1]
 
     def _next_job(self) -> _Job:
-        """The job of the current position, with those after it under way."""
+        """The job at the current position; those after it are being decoded meanwhile."""
         if self._jobs and self._jobs[0].position != (self.epoch, self.iteration):
             self._drop_jobs()  # the position was moved
         upcoming = range(self.iteration + len(self._jobs), min(self.iteration + 1 + AHEAD, len(self)))
@@ -214,13 +222,13 @@ class ClipLoader:
         return self._jobs.popleft()
 
     def _finish(self, job: _Job) -> tuple[torch.Tensor, torch.Tensor, list[str]] | None:
-        """Clips, labels and ids of a job's batch; None when no clip is good."""
+        """Clips, labels and ids of a job's batch; None if no clip is good."""
         fetched = job.fetched.result()
         failures = {job.clips[row].id: reason for row, reason in fetched.failures.items()}
-        # When this raises, the batch counts as not delivered: mended, the loop can go on from it.
+        # If this raises, the batch counts as not delivered: once the data are mended, the loop goes on there.
         self._check(self.quarantined | failures)
         self.quarantined |= failures
-        # A clip needs all its views.
+        # A clip is delivered with all its views or not at all.
         good = [i for i, row in enumerate(fetched.rows) if job.clips[row].id not in failures]
         if not good:
             return None
@@ -229,7 +237,7 @@ class ClipLoader:
         return clips, torch.tensor([job.labels[row] for row in rows]), [job.clips[row].id for row in rows]
 
     def _substitutes(self) -> Iterator[_Job]:
-        """Jobs of one clip each: of those that come next on this rank, then of all."""
+        """Jobs of one clip each: first this rank's clips from here on, then all clips."""
         batches = self._batches()
         order = batches[self.iteration :] + batches[: self.iteration] + [self._good]
         for position in np.concatenate(order):
@@ -242,7 +250,8 @@ class ClipLoader:
         self._jobs.clear()
 
     def _start(self, iteration: int, positions: Iterable[int]) -> _Job:
-        clips, plans = [], []
+        clips: list[Clip] = []
+        plans: list[ClipPlan] = []
         for position in map(int, positions):
             clip = self.manifest.clips[position]
             if clip.id not in self.quarantined:
@@ -254,18 +263,23 @@ class ClipLoader:
 
     def _plan(self, clip: Clip, position: int) -> list[ClipPlan]:
         if len(self.views) > 1:
-            return evaluation_plans(clip, self.num_segments, self.view.sampling, self.views)
-        settings = (self.num_segments, self.size, self.seed, self.epoch, self.train, self.view)
-        return [plan(clip, position, *settings)]
+            return evaluation_plans(clip, self.num_segments, self.size, self.view.sampling, self.views)
+        return [
+            plan(clip, position, self.num_segments, self.size, self.seed, self.epoch, self.train, self.view)
+        ]
 
     def _check(self, quarantined: dict[str, str]) -> None:
-        bad, total = len(quarantined), len(self.manifest.clips)
+        counted = [item for item in quarantined.items() if item[0] not in self._left_out]
+        bad, total = len(counted), len(self.manifest.clips) - len(self._left_out)
+        if not total:
+            raise DataError(f"there are no clips for {'training' if self.train else 'validation'}")
         if bad == total:
             problem = "no good clip"
         elif bad > self.quarantine_limit * total:
-            problem = f"more than the limit of {self.quarantine_limit:.0%}"
+            limit = self.quarantine_limit
+            problem = f"more than the limit of {100 * limit:.4g}% (--quarantine-limit {limit:g})"
         else:
             return
-        first = [f"\n  {name}: {reason}" for name, reason in list(quarantined.items())[:10]]
-        more = f"\n  and {bad - 10} more" if bad > 10 else ""
-        raise DataError(f"{bad} of {total} clips are bad, {problem}:" + "".join(first) + more)
+        first = "; ".join(f"{name}: {reason}" for name, reason in counted[:10])
+        more = f"; and {bad - 10} more" if bad > 10 else ""
+        raise DataError(f"{bad} of {total} clips are bad, {problem}: {first}{more}")

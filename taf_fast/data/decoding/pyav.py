@@ -1,150 +1,236 @@
-"""Decoding video files with PyAV; nothing is concealed or guessed."""
+"""Decoding video files with PyAV, without concealing damage or guessing.
 
-import heapq
-from collections.abc import Iterator
-from contextlib import contextmanager
+Frame i of a video is the i-th frame that FFmpeg's decoder gives for the file's main stream, counted from 0,
+whatever its time stamps say: times can be equal, start again in the middle, or follow another order.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
+from av.sidedata.sidedata import Type
+from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 
-from taf_fast.data.errors import DataError, different_size
+from taf_fast.data.clip import Box, Clip, Size, VideoFile, different_size
+from taf_fast.errors import DataError
 
-# What DALI does to VP9: bilinear chroma with accurate rounding, always the BT.601 matrix, full range.
-CONVERSION = {
+# As DALI converts VP9: bilinear chroma with accurate rounding, always the BT.601 matrix, full range.
+CONVERSION: dict[str, Any] = {
     "format": "rgb24",
     "interpolation": 0x42002,
     "src_colorspace": 5,
     "dst_colorspace": 5,
     "dst_color_range": 2,
 }
-# Codecs in which many frames serve no other frame, and whose decoders can leave those out.
-_SKIPPING = ("h264", "hevc")
-_DAMAGED = "cannot be decoded: damaged frames"
+
+
+# Codecs of pictures: a stream of a single one is a cover.
+_PICTURES = ("mjpeg", "png", "bmp", "gif", "webp")
 
 
 @contextmanager
-def decoded_frames(path: Path) -> Iterator[Iterator[av.VideoFrame]]:
-    """The frames of the first video stream in the order they are shown in, on one thread.
+def opened(path: Path, strict: bool = True) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+    """The container and its main video stream, set up to decode on one thread; unless ``strict``, decoders
+    fill in what they cannot read.
 
-    DataError when the file cannot be opened, or a frame cannot be decoded or is missing.
+    The main stream is the first video stream that is not a cover, or else the first of all. DataError if the
+    file cannot be opened, has no video, or fails in the ``with`` block.
     """
-    with _opened(path) as (container, stream):
-        yield _all_frames(container, stream)
-
-
-def decode_video_crops(
-    path: Path,
-    frames: np.ndarray,
-    box: tuple[int, int, int, int],
-    size: tuple[int, int],
-    rotation: int,
-) -> np.ndarray:
-    """Crops ``box`` (y, x, height, width) of ``frames`` (int ``[T]``, 0-based), uint8 ``[T, h, w, 3]`` RGB.
-
-    ``size`` is the (height, width) that frames must have after turning them ``rotation`` degrees
-    counter-clockwise. Decodes to the last wanted frame and no further. DataError when that fails.
-    """
-    y, x, height, width = box
-    crops = np.empty((len(frames), height, width, 3), np.uint8)
-    reformatter = VideoReformatter()
-    with _opened(path) as (container, stream):
-        for index, frame in _wanted_frames(container, stream, set(frames.tolist())):
-            picture = _to_rgb(reformatter, frame, rotation)
-            if picture.shape[:2] != size:
-                raise DataError(different_size(picture.shape[:2], size))
-            crops[frames == index] = picture[y : y + height, x : x + width]
-    return crops
-
-
-def decode_video(path: Path, rotation: int) -> Iterator[np.ndarray]:
-    """All frames, RGB uint8 ``[height, width, 3]``, turned by ``rotation``; DataError when one is damaged."""
-    reformatter = VideoReformatter()
-    with decoded_frames(path) as frames:
-        for frame in frames:
-            yield _to_rgb(reformatter, frame, rotation)
-
-
-def _to_rgb(reformatter: VideoReformatter, frame: av.VideoFrame, rotation: int) -> np.ndarray:
-    return np.rot90(reformatter.reformat(frame, **CONVERSION).to_ndarray(), rotation // 90)
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
-    try:
-        with av.open(str(path), metadata_errors="replace") as container:
-            if not container.streams.video or not container.streams.video[0].codec_context:
-                raise DataError("cannot be decoded: no video stream of a known codec")
-            stream = container.streams.video[0]
-            stream.codec_context.thread_count = 1
-            # Otherwise decoders fill in what they cannot read.
+    with _container(path) as container:
+        videos = container.streams.video
+        if not videos:
+            raise DataError("no video stream")
+        if not videos[0].codec_context:
+            raise DataError("its codec cannot be decoded")
+        stream = videos[0] if len(videos) == 1 else videos[_main(path, videos)]
+        stream.codec_context.thread_count = 1
+        if strict:
             stream.codec_context.options = {"err_detect": "explode"}
+        try:
             yield container, stream
+        except (av.FFmpegError, OSError) as error:
+            raise DataError(f"cannot be decoded: {error.strerror or error}") from error
+
+
+def _container(path: Path) -> av.container.InputContainer:
+    try:
+        # Without the protocol, a name with a colon would be taken for an address.
+        return av.open(f"file:{path}", metadata_errors="replace")
     except (av.FFmpegError, OSError) as error:
-        raise DataError(f"cannot be decoded: {error.strerror or error}") from error
+        raise DataError(f"cannot be opened: {error.strerror or error}") from error
 
 
-def _all_frames(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
-    # Frames come in the order of their times: a packet whose turn passes was not decoded. Some containers
-    # do not tell the times.
-    times: list[int] = []
-    timed = True
-    for packet in container.demux(stream):
-        if _is_shown(packet):
-            timed = timed and packet.pts is not None
-            if timed:
-                heapq.heappush(times, packet.pts)
-        for frame in packet.decode():
-            skipped = timed and not (times and frame.pts == heapq.heappop(times))
-            if frame.is_corrupt or skipped:
-                raise DataError(_DAMAGED)
+def _main(path: Path, videos: Sequence[av.VideoStream]) -> int:
+    """The position of the main stream among several."""
+    decodable = [stream for stream in videos if stream.codec_context]
+    # Not all containers say how many frames a stream has.
+    uncounted = {
+        stream.index for stream in decodable if not stream.frames and stream.codec_context.name in _PICTURES
+    }
+    single = {stream.index for stream in decodable if stream.frames == 1} | _single(path, uncounted)
+
+    def cover(stream: av.VideoStream) -> tuple[bool, bool]:
+        return bool(stream.disposition & Disposition.attached_pic), stream.index in single
+
+    return videos.index(min(decodable, key=cover))
+
+
+def _single(path: Path, streams: set[int]) -> set[int]:
+    """Which of ``streams``, by their indices, have at most one packet."""
+    if not streams:
+        return set()
+    packets = dict.fromkeys(streams, 0)
+    with _container(path) as container, suppress(av.FFmpegError):
+        for packet in container.demux(*streams):
+            packets[packet.stream.index] += bool(packet.size)
+            if min(packets.values()) > 1:
+                break
+    return {index for index, count in packets.items() if count <= 1}
+
+
+def intact(frames: Iterable[av.VideoFrame]) -> Iterator[av.VideoFrame]:
+    """The ``frames``; DataError at the first that the decoder marks as damaged."""
+    for frame in frames:
+        if frame.is_corrupt:
+            raise DataError("cannot be decoded: damaged frames")
+        yield frame
+
+
+def packets_of(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.Packet | None]:
+    """The packets that are to be decoded, and at the end None, which makes the decoder show its last frames.
+
+    Packets without data stand for frames that were dropped when the file was recorded.
+    """
+    yield from (packet for packet in container.demux(stream) if packet.size)
+    yield None
+
+
+def shown_frames(
+    container: av.container.InputContainer, stream: av.VideoStream, late: bool = False
+) -> Iterator[av.VideoFrame]:
+    """The frames in the order the decoder shows them; DataError at the first damaged one.
+
+    ``late`` passes over packets that cannot be decoded before the first frame: streams that begin in the
+    middle of another have some.
+    """
+    begun = False
+    for packet in packets_of(container, stream):
+        try:
+            frames = stream.codec_context.decode(packet)
+        except av.InvalidDataError:
+            if begun or not late:
+                raise
+            continue
+        for frame in intact(frames):
+            begun = True
             yield frame
 
 
-def _wanted_frames(
+def rotation_of(frame: av.VideoFrame) -> int:
+    """The degrees (0, 90, 180 or 270, counter-clockwise) by which players turn ``frame``.
+
+    DataError if they would mirror it or turn it by other angles.
+    """
+    matrix = frame.side_data.get(Type.DISPLAYMATRIX)  # type: ignore[call-overload]
+    if matrix is None:
+        return 0
+    a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()
+    if a * d - b * c < 0:
+        raise DataError("is to be shown mirrored, expected at most a rotation")
+    # Not frame.rotation, which cuts an angle such as 89.99 and does not know what to do with zeros only.
+    degrees = round(math.degrees(math.atan2(-b, a)))
+    if degrees % 90:
+        raise DataError(f"is rotated by {degrees} degrees, expected a multiple of 90")
+    return degrees % 360
+
+
+def size_as_shown(frame: av.VideoFrame) -> Size:
+    """The size of ``frame`` after turning it; DataError as from ``rotation_of``."""
+    if rotation_of(frame) % 180:
+        return Size(frame.width, frame.height)
+    return Size(frame.height, frame.width)
+
+
+def decode_video_crops(clip: Clip, source: VideoFile, frames: np.ndarray, box: Box) -> np.ndarray:
+    """Crops of ``frames`` (int ``[T]``, counted from 0) of the file ``source`` of ``clip``, turned as they
+    are shown, RGB uint8 ``[T, h, w, 3]``.
+
+    Decoding stops at the last wanted frame. DataError if it fails, and if frames are not of the clip's size
+    or rotation.
+    """
+    wanted = set(frames.tolist())
+    rows, columns = slice(box.y, box.y + box.height), slice(box.x, box.x + box.width)
+    convert = _Converter(clip.size, source.rotation)
+    found: dict[int, np.ndarray] = {}
+    # H.264 marks the frames that no other frame needs, and in a regular file times tell which are wanted.
+    if source.regular and source.codec == "h264":
+        with opened(clip.path) as (container, stream):
+            for index, frame in _needed_frames(container, stream, wanted):
+                found[index] = convert(frame)[rows, columns]
+    if len(found) < len(wanted):
+        found = {}
+        with opened(clip.path) as (container, stream):
+            count = 0
+            for count, frame in enumerate(shown_frames(container, stream, source.late), 1):
+                if count - 1 in wanted:
+                    found[count - 1] = convert(frame)[rows, columns]
+                if len(found) == len(wanted):
+                    break
+            else:
+                raise DataError(
+                    f"cannot be decoded: {count} frames come out, expected at least {max(wanted) + 1}"
+                )
+    # Turned frames are views in another memory order.
+    return np.ascontiguousarray(np.stack([found[index] for index in frames.tolist()]))
+
+
+def decode_video(clip: Clip, source: VideoFile) -> Iterator[np.ndarray]:
+    """All frames of the file ``source`` of ``clip``, turned as they are shown, RGB uint8 ``[h, w, 3]``;
+    DataError as from ``decode_video_crops``."""
+    convert = _Converter(clip.size, source.rotation)
+    with opened(clip.path) as (container, stream):
+        for frame in shown_frames(container, stream, source.late):
+            yield convert(frame)
+
+
+class _Converter:
+    """Converts frames to RGB uint8 ``[h, w, 3]``; DataError for other sizes and rotations than these."""
+
+    def __init__(self, size: Size, rotation: int):
+        self._size = size
+        self._rotation = rotation
+        self._reformatter = VideoReformatter()
+
+    def __call__(self, frame: av.VideoFrame) -> np.ndarray:
+        rotation = rotation_of(frame)
+        if rotation != self._rotation:
+            raise DataError(f"has frames turned by {rotation} degrees, expected {self._rotation}")
+        found = size_as_shown(frame)
+        if found != self._size:
+            raise DataError(different_size(found, self._size))
+        return np.rot90(self._reformatter.reformat(frame, **CONVERSION).to_ndarray(), rotation // 90)
+
+
+def _needed_frames(
     container: av.container.InputContainer, stream: av.VideoStream, wanted: set[int]
 ) -> Iterator[tuple[int, av.VideoFrame]]:
-    """The ``wanted`` frames with their indices; DataError when there are fewer."""
-    if stream.codec_context.name in _SKIPPING:
-        packets = list(container.demux(stream))
-        times = [packet.pts for packet in packets if _is_shown(packet)]
-        if None not in times:
-            yield from _timed_frames(stream, packets, sorted(times), wanted)
-            return
-        container.seek(0)
-    last, index = max(wanted), -1
-    for index, frame in enumerate(_all_frames(container, stream)):
-        if index in wanted:
-            yield index, frame
-        if index == last:
-            return
-    raise _too_few(index + 1, wanted)
-
-
-def _timed_frames(
-    stream: av.VideoStream, packets: list[av.Packet], times: list[int], wanted: set[int]
-) -> Iterator[tuple[int, av.VideoFrame]]:
-    """The same without the frames that serve no wanted one; ``times`` are those of all frames."""
-    if len(times) <= max(wanted):
-        raise _too_few(len(times), wanted)
+    """The ``wanted`` frames of a regular file with their indices, without decoding frames that no other frame
+    needs; fewer if the file turns out to be another."""
+    packets = [packet for packet in container.demux(stream) if packet.size]
+    times = sorted(packet.pts for packet in packets if packet.pts is not None)
+    if len(set(times)) < len(packets) or len(times) <= max(wanted):
+        return
     due = {times[index]: index for index in wanted}
-    for packet in packets:
-        stream.codec_context.skip_frame = "DEFAULT" if packet.pts in due else "NONREF"
-        for frame in packet.decode():
-            if frame.is_corrupt:
-                raise DataError(_DAMAGED)
+    for packet in [*packets, None]:
+        needed = packet is None or packet.pts in due
+        stream.codec_context.skip_frame = "DEFAULT" if needed else "NONREF"
+        for frame in intact(stream.codec_context.decode(packet)):
             if frame.pts in due:
                 yield due.pop(frame.pts), frame
         if not due:
             return
-    raise DataError(_DAMAGED)
-
-
-def _is_shown(packet: av.Packet) -> bool:
-    # Empty ones end the stream; an edit list can hide frames.
-    return bool(packet.size) and not packet.is_discard
-
-
-def _too_few(found: int, wanted: set[int]) -> DataError:
-    return DataError(f"cannot be decoded: {found} frames come out, expected at least {max(wanted) + 1}")

@@ -1,1 +1,1 @@
-"""Data sets as they lie on disks: annotations, lists and folders."""
+"""Data sets as stored on disk: annotations, lists and folders."""

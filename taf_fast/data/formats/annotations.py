@@ -1,40 +1,14 @@
-"""What the readers of annotation files share: their result, and checks that name the entry at fault."""
+"""Reading and checking annotation files; errors name the entry at fault."""
 
 import json
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from taf_fast.data.errors import DataError
+from taf_fast.errors import DataError
+from taf_fast.parsing import parse_json
 
 SPLITS = ("train", "validation")
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One annotated clip: a video file or a folder of frames; ``label`` is an index into the data set's
-    classes. ``frames`` are the numbers of its first and last frame in the folder where the annotations say
-    them; None for all there are."""
-
-    id: str
-    path: Path
-    label: int
-    frames: tuple[int, int] | None = None
-
-
-@dataclass(frozen=True)
-class VideoDataset:
-    """The clips of one split in the order of its annotation file, of a cache as Clips; class names by index.
-
-    ``name`` is the data set: "ssv1", "ssv2" or "diving48"; "list" for another one that lists describe, or
-    "folders" for one that is a tree of folders.
-    """
-
-    root: Path
-    split: str
-    classes: tuple[str, ...]
-    samples: tuple[Sample, ...]
-    name: str
 
 
 def check_split(split: str) -> None:
@@ -44,29 +18,35 @@ def check_split(split: str) -> None:
 
 
 def check_id(name: str, known: dict, where: str) -> None:
-    """DataError unless ``name`` can be a file's name and is not among the ``known`` ones."""
+    """DataError unless ``name`` can be a file name and is not ``known`` yet."""
     if not name or name == "." or ".." in name or any(c in name for c in "/\\\0"):
         raise DataError(f"{where}: id {name!r} is not a plain file name")
     if name in known:
         raise DataError(f"{where}: id {name!r} appears twice")
 
 
-def load_text(file: Path) -> str:
-    """The contents; DataError when they are not UTF-8."""
+def load_text(file: Path, any_bytes: bool = False) -> str:
+    """The contents without a byte order mark; DataError if they are not UTF-8.
+
+    ``any_bytes`` keeps other bytes as Python does in file names.
+    """
     try:
-        return file.read_text(encoding="utf-8")
+        return file.read_text(encoding="utf-8-sig", errors="surrogateescape" if any_bytes else "strict")
     except UnicodeDecodeError as error:
         raise DataError(f"{file}: not UTF-8 text (byte {error.start})") from error
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error.strerror or error}") from error
 
 
-def load_lines(file: Path) -> list[tuple[int, str]]:
-    """The lines that are not blank, without the white space at their ends, and their numbers from 1."""
-    lines = enumerate(load_text(file).splitlines(), 1)
+def load_lines(file: Path, any_bytes: bool = False) -> list[tuple[int, str]]:
+    """The lines that are not blank, without trailing white space, and their numbers, counted from 1."""
+    # Not splitlines(), which breaks lines at more characters than editors do.
+    lines = enumerate(load_text(file, any_bytes).split("\n"), 1)
     return [(number, line.rstrip()) for number, line in lines if line.strip()]
 
 
 def load_names(file: Path) -> tuple[str, ...]:
-    """The class names in a file with one on every line; DataError when there are none, or one twice."""
+    """The class names in a file that has one on every line; DataError if there are none, or one twice."""
     names = tuple(line for _, line in load_lines(file))
     if not names:
         raise DataError(f"{file}: expected one label per line, the file is empty")
@@ -77,11 +57,13 @@ def load_names(file: Path) -> tuple[str, ...]:
 
 
 def load_json(file: Path) -> object:
-    """The contents; DataError with the place when they are not JSON."""
+    """The contents; DataError with the position if they are not JSON."""
     try:
-        return json.loads(load_text(file))
+        return parse_json(load_text(file))
     except json.JSONDecodeError as error:
         raise DataError(f"{file}: line {error.lineno}, column {error.colno}: {error.msg}") from error
+    except ValueError as error:
+        raise DataError(f"{file}: {error}") from error
 
 
 def load_entries(file: Path) -> list:
@@ -92,13 +74,16 @@ def load_entries(file: Path) -> list:
     return entries
 
 
-def field(entry: object, key: str, kind: type, where: str):
-    """``entry[key]``; DataError unless ``entry`` is an object that has it, as a ``kind``."""
+def field(entry: object, key: str, kind: type, where: str) -> Any:
+    """``entry[key]``; DataError unless ``entry`` is an object with this key and a value of type ``kind``.
+
+    White space around text is removed.
+    """
     if not isinstance(entry, dict):
         raise DataError(f"{where}: expected an object with {key}, got {type(entry).__name__}")
     if key not in entry:
         raise DataError(f"{where}: key {key!r} is missing")
-    value = entry[key]
+    value = entry[key].strip() if isinstance(entry[key], str) else entry[key]
     # bool is a subclass of int.
     if not isinstance(value, kind) or isinstance(value, bool):
         expected = {str: "text", int: "a whole number"}[kind]

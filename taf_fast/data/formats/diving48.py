@@ -1,29 +1,29 @@
-"""Diving48 annotations, of the cleaned second version or, where it is absent, of the first."""
+"""Diving48 annotations: the cleaned second version, or the first if that is absent."""
 
 import os
 from pathlib import Path
 
-from taf_fast.data.errors import DataError
-
-from .annotations import VideoDataset, check_id, check_split, field, load_entries
-from .places import annotation_files, find_annotations, place_clips
+from taf_fast.data.clip import VideoDataset
+from taf_fast.data.formats.annotations import check_id, check_split, field, load_entries
+from taf_fast.data.formats.places import annotation_files, find_annotations, place_clips
+from taf_fast.errors import DataError
 
 # The versions call the validation split "test".
 _FILES = {"train": "train", "validation": "test"}
 _VERSIONS = ("Diving48_V2_", "Diving48_V1_", "Diving48_")
 _VOCABULARY = "Diving48_vocab.json"
-_CLIPS = ("rgb/{}.mp4", "videos/{}.mp4", "rawframes/{}")
+_VIDEOS = ("rgb", "videos")
+_FRAMES = ("rawframes",)
 
 
 def read_diving48(root: str | os.PathLike, split: str) -> VideoDataset:
     """Reads ``Diving48_vocab.json`` and ``Diving48_V2_{train,test}.json``, the latter for "validation".
 
-    They are looked for in ``root``, ``root/labels`` and ``root/annotations``. Version 1
-    (``Diving48_V1_*.json`` or ``Diving48_*.json``) is read only where version 2 has no file at all: the
-    splits of different versions overlap. A class's name is its four attributes joined by commas; a clip is
-    ``<vid_name>.mp4`` in ``root/rgb`` or ``root/videos``, or where there are none a folder of frames
-    ``<vid_name>`` in ``root/rawframes``, whose length the scan counts. Raises DataError, naming the file and
-    entry at fault.
+    They may be in ``root``, ``root/labels`` or ``root/annotations``. Version 1 (``Diving48_V1_*.json`` or
+    ``Diving48_*.json``) is read only if there is no file of version 2, because the splits of the versions
+    overlap. A class name is its four attributes joined by commas. A clip is ``<vid_name>.mp4``, or another
+    video suffix, in ``root/rgb`` or ``root/videos``, or if there are none a folder of frames ``<vid_name>``
+    in ``root/rawframes``, whose length the scan counts. DataError names the file and entry at fault.
     """
     check_split(split)
     root = Path(root)
@@ -37,11 +37,11 @@ def read_diving48(root: str | os.PathLike, split: str) -> VideoDataset:
         if not 0 <= label < len(classes):
             raise DataError(f"{where} (id {name!r}): label {label} is not in 0..{len(classes) - 1}")
         labels[name] = label
-    return VideoDataset(root, split, classes, place_clips(root, _CLIPS, labels), "diving48")
+    return VideoDataset(root, split, classes, place_clips(root, _VIDEOS, ".mp4", _FRAMES, labels), "diving48")
 
 
 def labels_files(root: Path) -> list[Path]:
-    """Where the class names may be, best first."""
+    """The files that may hold the class names, best first."""
     return annotation_files(root, _VOCABULARY)
 
 
@@ -53,7 +53,7 @@ def diving48_classes(root: Path) -> tuple[str, ...]:
         is_list = isinstance(attributes, list) and len(attributes) == 4
         if not is_list or not all(isinstance(attribute, str) for attribute in attributes):
             raise DataError(f"{file}: entry {number}: expected a list of 4 texts, got {attributes!r}")
-        names.append(",".join(attributes))
+        names.append(",".join(attribute.strip() for attribute in attributes))
     if not names or len(set(names)) < len(names):
         raise DataError(f"{file}: expected different classes, got {len(names)} with {len(set(names))} names")
     return tuple(names)

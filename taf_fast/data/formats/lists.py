@@ -1,4 +1,4 @@
-"""Lists of clips, one on every line, as the official code of the models reads them."""
+"""Lists of clips, one per line, as the official code of the models reads them."""
 
 import os
 import re
@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from taf_fast.data.errors import DataError
-
-from .annotations import Sample, VideoDataset, check_split, load_lines, load_names
-from .official import OFFICIAL, find_official
-from .places import annotation_files, find_clips
+from taf_fast.data.clip import Sample, VideoDataset, printable
+from taf_fast.data.formats.annotations import check_split, load_lines, load_names
+from taf_fast.data.formats.official import OFFICIAL, find_official
+from taf_fast.data.formats.places import annotation_files, find_clips
+from taf_fast.errors import DataError
 
 _COUNT = ("path", "number of frames", "class")
 _RANGE = ("path", "first frame", "last frame", "class")
@@ -25,15 +25,15 @@ _CLIPS = (
     "frames/{}",
     "rgb/{}",
 )
-# What the projects call the folders of the data sets.
+# The names that the projects give to the folders of the data sets.
 _PROJECT_FOLDER = re.compile(r"/(?:20bn-something-something-|something/?|sth)(v[12])(?:-[^/]*)?/")
 
 
 @dataclass(frozen=True)
 class ListFormat:
-    """The names of a project's lists and what is in their columns; the data set, where the names tell it.
+    """The names of a project's lists, their columns, and the data set if the names tell it.
 
-    ``raw``: Something-Something V1's classes have the numbers of their lines in its labels file.
+    ``raw``: classes of Something-Something V1 are numbered by their lines in its labels file.
     """
 
     train: str
@@ -51,7 +51,7 @@ def _mmaction2(prefix: str, dataset: str) -> list[ListFormat]:
     ]
 
 
-# The names for validation differ, those for training do not.
+# The names for validation are all different; those for training are not.
 FORMATS = (
     ListFormat("train_videofolder.txt", "val_videofolder.txt", _COUNT),  # TSM, TPN
     ListFormat("train.txt", "valid.txt", _COUNT),  # GST
@@ -65,7 +65,7 @@ FORMATS = (
 
 @dataclass(frozen=True)
 class _Entry:
-    """A line of a list; ``path`` is relative to where the clips are, ``label`` as written."""
+    """A line of a list; ``path`` is relative to the folder of the clips, ``label`` as written."""
 
     line: int
     path: str
@@ -74,36 +74,36 @@ class _Entry:
 
 
 def read_lists(root: str | os.PathLike, split: str) -> VideoDataset:
-    """Reads the list of ``split`` ("train" or "validation"), whose columns are separated by white space, or
-    by TABs where there are any:
+    """Reads the list of ``split`` ("train" or "validation"). Columns are separated by TABs if a line has any,
+    otherwise by white space:
 
     - ``{train,val}_videofolder.txt``, of TSM and TPN, and ``{train,valid}.txt``, of GST: path, number of
       frames, class. Frames count from 1.
     - ``{train,val}.txt`` and ``{training,validation}_256.txt``, of IBM's code for TAM: path, first frame,
       last frame, class.
     - ``{sthv1,sthv2,diving48}_{train,val}_list_rawframes.txt``, of MMAction2: path, number of frames, class.
-    - ``{sthv1,sthv2,diving48}_{train,val}_list_videos.txt``, of MMAction2: path, class. They are read where
+    - ``{sthv1,sthv2,diving48}_{train,val}_list_videos.txt``, of MMAction2: path, class. They are read if
       there are none for raw frames.
 
-    Lists are looked for in ``root``, ``root/labels`` and ``root/annotations``; both splits have to be in the
-    same folder. Paths are relative to ``root`` or a folder in it: ``20bn-something-something-v1``,
+    Lists may be in ``root``, ``root/labels`` or ``root/annotations``, both splits in the same folder. Paths
+    are relative to ``root`` or a folder in it: ``20bn-something-something-v1``,
     ``20bn-something-something-v2-frames``, ``20bn-something-something-v2``, ``rawframes``, ``videos``,
     ``frames`` or ``rgb``. They may also begin with the last two folders of ``root`` itself, or be absolute,
-    but never leave ``root``. Whether clips exist is the scan's business.
+    but never leave ``root``. The scan finds out whether the clips exist.
 
-    ``name`` is "ssv1", "ssv2" or "diving48" where the name of the list says so, the official file of class
+    ``name`` is "ssv1", "ssv2" or "diving48" if the name of the list says so, or the official file of class
     names in one of the three folders, or a folder on the way to the clips (``something/v1``,
     ``somethingv1``, ``sthv1``, ``20bn-something-something-v1``, the same with v2); otherwise "list". An id is
-    the path's last name without suffix, or in a "list" the whole path.
+    the last name of the path without suffix, or in a "list" the whole path.
 
-    Class names are the lines of ``category.txt`` beside lists of TSM and GST, or else those of the official
-    file. Where there is neither, classes are called "0", "1" and so on, up to the largest in either split.
-    Classes of Something-Something V1 come in alphabetical order, as in ``read_ssv1``, and IBM's and
-    MMAction2's, which have the labels file's order, are renumbered.
+    Class names are the lines of ``category.txt`` in the folder of TSM's and GST's lists, or else those of the
+    official file. With neither, classes are called "0", "1" and so on, up to the largest in either split.
+    Classes of Something-Something V1 are in alphabetical order, as in ``read_ssv1``; IBM's and MMAction2's,
+    which are in the order of the labels file, are renumbered.
 
-    Raises DataError, naming the file and line at fault; when there are no lists, or those of several data
-    sets; and when the order of classes is in doubt: that of V1 without its labels file for IBM's and
-    MMAction2's lists, and of V1 and V2 with a ``category.txt`` that is not in alphabetical order.
+    DataError names the file and line at fault. It is also raised if there are no lists, or lists of several
+    data sets, and if the order of classes is in doubt: for IBM's and MMAction2's lists of V1 without its
+    labels file, and for V1 and V2 with a ``category.txt`` that is not in alphabetical order.
     """
     check_split(split)
     root = Path(root)
@@ -130,7 +130,7 @@ def read_lists(root: str | os.PathLike, split: str) -> VideoDataset:
         where = f"{files[split]}: line {entry.line}"
         if entry.label >= len(names):
             raise DataError(f"{where}: class {entry.label} is not in 0..{len(names) - 1}")
-        id = entry.path if name == "list" else PurePosixPath(entry.path).stem
+        id = printable(entry.path if name == "list" else PurePosixPath(entry.path).stem)
         if id in samples:
             raise DataError(f"{where}: {id!r} appears twice")
         path = root / template.format(entry.path)
@@ -139,8 +139,8 @@ def read_lists(root: str | os.PathLike, split: str) -> VideoDataset:
 
 
 def find_lists(root: Path) -> list[tuple[Path, ListFormat]]:
-    """The lists for validation in ``root``, at most one of every data set that their names tell."""
-    found = {}
+    """The lists for validation in ``root``, at most one for each data set that their names tell."""
+    found: dict[str | ListFormat, tuple[Path, ListFormat]] = {}
     for format in FORMATS:
         file = next((file for file in annotation_files(root, format.validation) if file.is_file()), None)
         if file is not None:
@@ -150,46 +150,56 @@ def find_lists(root: Path) -> list[tuple[Path, ListFormat]]:
 
 def _read(file: Path, format: ListFormat, root: Path) -> list[_Entry]:
     if not file.is_file():
-        raise DataError(f"no {file.name} in {file.parent}, beside {format.validation}")
+        raise DataError(f"no {file.name} next to {format.validation} in {file.parent}")
     expected = ", ".join(format.columns)
     below = _below(root)
     entries = []
-    for line, text in load_lines(file):
+    for line, text in load_lines(file, any_bytes=True):
         where = f"{file}: line {line}"
-        path, *columns = (column.strip() for column in text.split("\t" if "\t" in text else None))
+        path, *columns = _columns(text, len(format.columns))
         if len(columns) != len(format.columns) - 1:
-            raise DataError(f"{where}: expected {expected}, got {text!r}")
+            raise DataError(f"{where}: expected {expected}, got {printable(text)!r}")
         *frames, label = (
             _number(column, name, where) for name, column in zip(format.columns[1:], columns, strict=True)
         )
         if len(frames) == 2 and frames[0] > frames[1]:
             raise DataError(f"{where}: the first frame, {frames[0]}, comes after the last, {frames[1]}")
-        if len(frames) == 1:
-            frames.insert(0, 1)
-        entries.append(_Entry(line, below(path, where), tuple(frames) or None, label))
+        first, last = frames[0] if len(frames) == 2 else 1, frames[-1] if frames else 0
+        entries.append(_Entry(line, below(path, where), (first, last) if frames else None, label))
     if not entries:
         raise DataError(f"{file}: expected lines of {expected}, the file is empty")
     return entries
 
 
+def _columns(text: str, count: int) -> list[str]:
+    if "\t" in text:
+        return [column.strip() for column in text.split("\t")]
+    columns = text.split()
+    extra = columns[1 : len(columns) - count + 1]
+    # A path may have spaces; numbers are columns that should not be there.
+    return columns if all(column.isdecimal() for column in extra) else text.rsplit(None, count - 1)
+
+
 def _number(text: str, name: str, where: str) -> int:
     if not re.fullmatch("[0-9]{1,6}", text):
-        raise DataError(f"{where}: {name} must be a whole number from 0 to 999999, got {text!r}")
+        raise DataError(f"{where}: {name} must be a whole number from 0 to 999999, got {printable(text)!r}")
     return int(text)
 
 
 def _below(root: Path) -> Callable[[str, str], str]:
-    """Of a list's path, the way from ``root``, or from where it says the clips are; DataError outside."""
+    """A function that makes a list's path relative to ``root`` or its folder of clips; DataError outside."""
     absolute = os.path.abspath(root)
-    bases = (absolute, os.path.realpath(root), os.path.join(*Path(absolute).parts[-2:]))
-    bases = tuple(os.path.join(base, "") for base in bases)
+    names = (absolute, os.path.realpath(root), os.path.join(*Path(absolute).parts[-2:]))
+    bases = [os.path.join(base, "") for base in names]
 
     def below(path: str, where: str) -> str:
         clean = os.path.normpath(path)
         base = next((base for base in bases if clean.startswith(base)), "")
         leaves = ".." in path.split("/") or (os.path.isabs(clean) and not base)
         if leaves or clean == "." or "\0" in path:
-            raise DataError(f"{where}: expected the path of a clip in {root}, without .., got {path!r}")
+            raise DataError(
+                f"{where}: expected the path of a clip in {root}, without .., got {printable(path)!r}"
+            )
         return clean[len(base) :]
 
     return below
@@ -201,7 +211,7 @@ def _dataset_name(root: Path, format: ListFormat, clip: Path) -> str:
 
 
 def _class_names(root: Path, format: ListFormat, name: str, file: Path) -> tuple[str, ...] | None:
-    """The class names by their numbers in the list ``file``; None where there are none."""
+    """The class names by their numbers in the list ``file``; None if there are none."""
     official = find_official(root) == name
     category = file.with_name("category.txt")
     if category.is_file() and not format.raw:
@@ -214,8 +224,8 @@ def _class_names(root: Path, format: ListFormat, name: str, file: Path) -> tuple
         return names
     if name == "ssv1" and format.raw and not official:
         raise DataError(
-            f"{file}: numbers the classes as something-something-v1-labels.csv does, which is neither in "
-            f"{root} nor in its labels or annotations"
+            f"{file} numbers the classes by the lines of something-something-v1-labels.csv, which is neither "
+            f"in {root} nor in its labels or annotations"
         )
     if not official:
         return None

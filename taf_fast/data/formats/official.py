@@ -1,19 +1,18 @@
-"""The data sets as their makers publish them."""
+"""The data sets in their published form."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from taf_fast.data.errors import DataError
-
-from . import diving48, ssv1, ssv2
-from .annotations import VideoDataset
+from taf_fast.data.clip import VideoDataset
+from taf_fast.data.formats import diving48, ssv1, ssv2
+from taf_fast.errors import DataError
 
 
 @dataclass(frozen=True)
 class Official:
-    """A data set: its title, its reader, where its file of class names may be, and the names in it, in the
-    file's order."""
+    """A data set: its title, its reader, the files that may hold the class names, and the class names in the
+    order of that file."""
 
     title: str
     read: Callable[[Path, str], VideoDataset]

@@ -3,21 +3,21 @@
 import os
 from pathlib import Path
 
-from taf_fast.data.errors import DataError
+from taf_fast.data.clip import VideoDataset
+from taf_fast.data.formats.annotations import check_id, check_split, load_lines, load_names
+from taf_fast.data.formats.places import annotation_files, find_annotations, place_clips
+from taf_fast.errors import DataError
 
-from .annotations import VideoDataset, check_id, check_split, load_lines, load_names
-from .places import annotation_files, find_annotations, place_clips
-
-_CLIPS = ("20bn-something-something-v1/{}", "rawframes/{}", "{}")
+_FRAMES = ("20bn-something-something-v1", "rawframes", "")
 
 
 def read_ssv1(root: str | os.PathLike, split: str) -> VideoDataset:
     """Reads ``something-something-v1-{labels,<split>}.csv``; ``split`` is "train" or "validation".
 
-    They are looked for in ``root``, ``root/labels`` and ``root/annotations``. A class's index is its rank in
-    alphabetical order, as in the official code of TSM, GST and TPN and as in Something-Something-V2. A clip
-    is the folder ``<id>`` in ``root/20bn-something-something-v1``, ``root/rawframes`` or ``root``; whether it
-    exists is the scan's business. Raises DataError, naming the file and line at fault.
+    They may be in ``root``, ``root/labels`` or ``root/annotations``. Classes are numbered in alphabetical
+    order, as in the official code of TSM, GST and TPN and in Something-Something-V2. A clip is the folder
+    ``<id>`` in ``root/20bn-something-something-v1``, ``root/rawframes`` or ``root``; the scan finds out
+    whether it exists. DataError names the file and line at fault.
     """
     check_split(split)
     root = Path(root)
@@ -27,14 +27,14 @@ def read_ssv1(root: str | os.PathLike, split: str) -> VideoDataset:
     labels: dict[str, int] = {}
     for number, line in load_lines(file):
         where = f"{file}: line {number}"
-        name, semicolon, label = line.partition(";")
+        name, semicolon, label = (part.strip() for part in line.partition(";"))
         if not semicolon:
             raise DataError(f"{where}: expected id;label, got {line!r}")
         check_id(name, labels, where)
         if label not in index:
             raise DataError(f"{where} (id {name!r}): {label!r} is not among the {len(index)} labels")
         labels[name] = index[label]
-    return VideoDataset(root, split, classes, place_clips(root, _CLIPS, labels), "ssv1")
+    return VideoDataset(root, split, classes, place_clips(root, (), "", _FRAMES, labels), "ssv1")
 
 
 def raw_ssv1_classes(root: str | os.PathLike) -> tuple[str, ...]:
@@ -43,7 +43,7 @@ def raw_ssv1_classes(root: str | os.PathLike) -> tuple[str, ...]:
 
 
 def labels_files(root: Path) -> list[Path]:
-    """Where the class names may be, best first."""
+    """The files that may hold the class names, best first."""
     return annotation_files(root, _csv("labels"))
 
 

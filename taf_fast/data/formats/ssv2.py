@@ -1,36 +1,34 @@
-"""Something-Something-V2 annotations, in both generations of file names."""
+"""Something-Something-V2 annotations, under their old and new file names."""
 
 import os
+import re
 from pathlib import Path
 
-from taf_fast.data.errors import DataError
+from taf_fast.data.clip import VideoDataset
+from taf_fast.data.formats.annotations import check_id, check_split, field, load_entries, load_json
+from taf_fast.data.formats.places import annotation_files, find_annotations, place_clips
+from taf_fast.errors import DataError
 
-from .annotations import VideoDataset, check_id, check_split, field, load_entries, load_json
-from .places import annotation_files, find_annotations, place_clips
-
-# Videos come before frames extracted from them.
-_CLIPS = (
-    "20bn-something-something-v2/{}.webm",
-    "videos/{}.webm",
-    "{}.webm",
-    "20bn-something-something-v2-frames/{}",
-    "rawframes/{}",
-    "frames/{}",
-    "20bn-something-something-v2/{}",
-    "videos/{}",
-    "{}",
+_VIDEOS = ("20bn-something-something-v2", "videos", "")
+_FRAMES = (
+    "20bn-something-something-v2-frames",
+    "rawframes",
+    "frames",
+    "20bn-something-something-v2",
+    "videos",
+    "",
 )
 
 
 def read_ssv2(root: str | os.PathLike, split: str) -> VideoDataset:
     """Reads the labels and the annotations of ``split`` ("train" or "validation").
 
-    Json files are looked for in ``root``, ``root/labels`` and ``root/annotations``, as
-    ``something-something-v2-<name>.json`` or ``<name>.json``. Videos are ``<id>.webm`` in
-    ``root/20bn-something-something-v2``, ``root/videos`` or ``root``. Where there are none, clips are folders
+    The files are ``something-something-v2-<name>.json`` or ``<name>.json`` in ``root``, ``root/labels`` or
+    ``root/annotations``. Videos are ``<id>.webm``, or another video suffix, in
+    ``root/20bn-something-something-v2``, ``root/videos`` or ``root``. If there are none, clips are folders
     ``<id>`` of extracted frames in ``root/20bn-something-something-v2-frames``, ``root/rawframes``,
-    ``root/frames`` or where videos would be. Whether every clip exists is the scan's business. Raises
-    DataError, naming the file and entry at fault.
+    ``root/frames`` or where videos would be. The scan finds out whether every clip exists. DataError names
+    the file and entry at fault.
     """
     check_split(split)
     root = Path(root)
@@ -46,16 +44,16 @@ def read_ssv2(root: str | os.PathLike, split: str) -> VideoDataset:
         if label not in index:
             raise DataError(f"{where} (id {name!r}): {label!r} is not among the {len(index)} labels")
         labels[name] = index[label]
-    return VideoDataset(root, split, classes, place_clips(root, _CLIPS, labels), "ssv2")
+    return VideoDataset(root, split, classes, place_clips(root, _VIDEOS, ".webm", _FRAMES, labels), "ssv2")
 
 
 def label_text(template: str) -> str:
-    """The key of ``template`` in the labels file: its text without square brackets."""
+    """The name of the class of ``template`` in the labels file: the text without square brackets."""
     return template.replace("[", "").replace("]", "")
 
 
 def labels_files(root: Path) -> list[Path]:
-    """Where the class names may be, best first."""
+    """The files that may hold the class names, best first."""
     return annotation_files(root, *_json("labels"))
 
 
@@ -67,9 +65,9 @@ def ssv2_classes(root: Path) -> tuple[str, ...]:
         raise DataError(f"{file}: expected an object of label: index, got {type(labels).__name__}")
     by_index: dict[int, str] = {}
     for label, value in labels.items():
-        if not isinstance(value, str) or not value.isdecimal():
+        if not isinstance(value, str) or not re.fullmatch(r"\s*[0-9]{1,9}\s*", value):
             raise DataError(f'{file}: label {label!r}: expected an index such as "17", got {value!r}')
-        by_index[int(value)] = label
+        by_index[int(value)] = label.strip()
     if not labels or sorted(by_index) != list(range(len(labels))):
         raise DataError(f"{file}: the indices of {len(labels)} labels must be 0..n-1, each once")
     return tuple(by_index[index] for index in range(len(by_index)))

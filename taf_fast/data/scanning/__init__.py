@@ -1,1 +1,1 @@
-"""What is to be known of clips before they are decoded."""
+"""Clip metadata gathered before training: frames, sizes, codecs, checksums and defects."""

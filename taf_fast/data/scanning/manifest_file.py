@@ -1,37 +1,44 @@
-"""The file that keeps what `taf-fast scan` saw: a header, then one clip per line, as JSON.
+"""The file that keeps what `taf-fast scan` found: a header, then one clip per line, as JSON.
 
-A line is on its own: one that a kill tore is as if it were not there, and of several for one clip the last
-one counts.
+Lines are independent: one torn by a kill is ignored, and if there are several for one clip, the last counts.
 """
 
 import contextlib
-import fcntl
-import json
 import os
-from collections.abc import Iterable
+import re
+import stat
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from taf_fast.data.errors import DataError
-from taf_fast.files import write_atomically
-
-from .manifest import FACTS, Entry, Key
+from taf_fast.data.clip import FrameFolder, Size, VideoFile
+from taf_fast.data.scanning.manifest import Entry, Key
+from taf_fast.data.scanning.probe import Facts
+from taf_fast.errors import DataError
+from taf_fast.files import lock, write_atomically
+from taf_fast.parsing import parse_json, to_json
 
 NAME = "taf_fast_manifest.jsonl"
 
-# To be raised when a fact means something else than before, or there is another one.
-_VERSION = 1
+# Raise it when a fact is added or changes its meaning.
+_VERSION = 2
 _HEADER = {"taf_fast_manifest": _VERSION}
+_COUNTS = ("frames", "height", "width", "bytes")
+_REQUIRED = {"path", "annotated_frames", "size", "mtime_ns", *_COUNTS, "decoded"}
+_OF_VIDEOS = {"pixels": str, "rotation": int, "regular": bool, "late": bool}
 
 
 def read_manifest(root: str | os.PathLike, file: str | os.PathLike | None = None) -> dict[Key, Entry]:
-    """The entries that :func:`taf_fast.data.scan` can use, of the data set in ``root``.
+    """The entries for the data set in ``root`` that :func:`taf_fast.data.scan` can use.
 
-    They are in ``file``; where that is None, in ``root/taf_fast_manifest.jsonl`` if it exists. DataError when
-    ``file`` does not exist, or is not a manifest of this version.
+    They are read from ``file``, or if that is None from ``root/taf_fast_manifest.jsonl`` if it exists.
+    DataError if ``file`` does not exist or is not a manifest of this version.
     """
     path = Path(root) / NAME if file is None else Path(file)
     try:
+        # Opening a pipe would wait for somebody to write into it.
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise DataError(f"{path} is not a file, expected the manifest that taf-fast scan wrote")
         with path.open("rb") as opened:
             return _read(opened, path)
     except FileNotFoundError:
@@ -45,10 +52,10 @@ def read_manifest(root: str | os.PathLike, file: str | os.PathLike | None = None
 
 
 class ManifestFile:
-    """A manifest to go on with, or a new one; ``entries`` are those it has, by what they are found by.
+    """A manifest to continue, or a new one; ``entries`` are its entries by key.
 
-    To be used in a ``with`` statement, and by one process at a time. DataError when another one is at it,
-    when it cannot be written, or when there is something else.
+    Use it in a ``with`` statement, in one process at a time. DataError if another process is writing it, if
+    it cannot be written, or if the file is something else.
     """
 
     def __init__(self, path: Path):
@@ -63,25 +70,28 @@ class ManifestFile:
             self._lock()
             self._file.seek(0)
             self.entries = _read(self._file, self.path) if self._size() else {}
-            # Also ends a line that a kill tore.
+            if 0 < self._size() < len(_line(_HEADER)):
+                self._file.truncate(0)
+            # A line break also ends a line torn by a kill.
             self._write(b"\n" if self._size() else _line(_HEADER))
         except BaseException:
             self.__exit__()
             raise
         return self
 
-    def __exit__(self, *_) -> None:
-        # What a full disk has no room for has been complained of.
+    def __exit__(self, *_: object) -> None:
+        # A full disk has already been reported by the write that failed.
         with contextlib.suppress(OSError):
             self._file.close()
 
     def append(self, key: Key, entry: Entry) -> None:
-        """Once this has returned, no end of the process loses the entry."""
+        """Adds an entry; once this returns, a kill does not lose it."""
         self._write(_line(_row(key, entry)))
         self.entries[key] = entry
 
     def finish(self, keys: Iterable[Key]) -> None:
-        """Leaves a new file with the entries of ``keys``, in this order; nothing can be appended to it."""
+        """Replaces the file by one with the entries of ``keys``, in this order; nothing can be appended to it
+        afterwards."""
 
         def write(temporary: Path) -> None:
             with temporary.open("wb") as file:
@@ -98,14 +108,11 @@ class ManifestFile:
 
     def _lock(self) -> None:
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Replaced between opening and locking: what was locked is no longer the manifest.
-            replaced = not os.path.samestat(os.fstat(self._file.fileno()), self.path.stat())
-        except BlockingIOError:
-            replaced = True
+            # If the file was replaced between opening and locking, the locked one is no longer the manifest.
+            ours = lock(self._file) and os.path.samestat(os.fstat(self._file.fileno()), self.path.stat())
         except OSError as error:
             raise self._not_writable(error) from error
-        if replaced:
+        if not ours:
             raise DataError(f"{self.path} is being written by another taf-fast scan")
 
     def _write(self, content: bytes) -> None:
@@ -122,29 +129,84 @@ class ManifestFile:
 
 
 def _line(value: dict) -> bytes:
-    return json.dumps(value).encode() + b"\n"
+    return to_json(value).encode() + b"\n"
 
 
 def _row(key: Key, entry: Entry) -> dict:
     size, mtime_ns = entry.mark or (None, None)
     path, frames = key
-    facts = {name: entry.facts[name] for name in FACTS if name in entry.facts}
-    return {"path": path, "annotated_frames": frames, "size": size, "mtime_ns": mtime_ns, **facts}
+    facts = entry.facts
+    row = {
+        "path": path,
+        "annotated_frames": frames,
+        "size": size,
+        "mtime_ns": mtime_ns,
+        "frames": facts.frames,
+        "height": facts.size.height,
+        "width": facts.size.width,
+        "bytes": facts.bytes,
+        "decoded": facts.decoded,
+        **(vars(facts.source) if facts.source else {}),
+    }
+    if facts.checksum is not None:
+        row["checksum"] = facts.checksum
+    if facts.defect is not None:
+        row["defect"] = facts.defect
+    return row
+
+
+def _entries(rows: Iterable[dict]) -> Iterator[tuple[Key, Entry]]:
+    for row in rows:
+        if _is_row(row):
+            yield _entry(row)
+
+
+def _is_row(row: dict) -> bool:
+    """Whether a line has all facts, each of its kind."""
+    if not row.keys() >= _REQUIRED:
+        return False
+    frames = row["annotated_frames"]
+    return (
+        all(isinstance(row.get(name, ""), str) for name in ("path", "codec", "pixels", "template", "defect"))
+        and all(type(row[name]) is int and 0 <= row[name] < 2**62 for name in _COUNTS)
+        and all(type(row[name]) is int or row[name] is None for name in ("size", "mtime_ns"))
+        and (frames is None or (isinstance(frames, list) and [type(n) for n in frames] == [int, int]))
+        and type(row.get("checksum", 0)) is int
+        and ("codec" not in row or {name: type(row.get(name)) for name in _OF_VIDEOS} == _OF_VIDEOS)
+        and ("template" not in row or (type(row.get("first")) is int and _is_template(row["template"])))
+    )
+
+
+def _is_template(text: str) -> bool:
+    return re.fullmatch(r"(img_)?\{:0[56]d\}\.jpg", text) is not None
 
 
 def _entry(row: dict) -> tuple[Key, Entry]:
-    frames, size, mtime_ns = (row.get(name) for name in ("annotated_frames", "size", "mtime_ns"))
-    facts = {name: row[name] for name in FACTS if name in row}
-    # JSON has no tuples.
-    if facts.get("keyframes") is not None:
-        facts["keyframes"] = tuple(facts["keyframes"])
-    mark = None if size is None else (size, mtime_ns)
+    source: VideoFile | FrameFolder | None = None
+    if "codec" in row:
+        source = VideoFile(row["codec"], row["pixels"], row["rotation"], row["regular"], row["late"])
+    elif "template" in row:
+        source = FrameFolder(row["template"], row["first"])
+    facts = Facts(
+        source,
+        row["frames"],
+        Size(row["height"], row["width"]),
+        row["bytes"],
+        row["decoded"],
+        row.get("checksum"),
+        row.get("defect"),
+    )
+    mark = None if row["size"] is None else (row["size"], row["mtime_ns"])
+    frames = row["annotated_frames"]
     return (row["path"], None if frames is None else tuple(frames)), Entry(mark, facts)
 
 
 def _read(file: BinaryIO, path: Path) -> dict[Key, Entry]:
-    # Of another file the first line can be all of it.
-    header = _parse(file.readline(1000))
+    # The first line of any other file may be very long.
+    first = file.readline(1000)
+    if len(first) < len(_line(_HEADER)) and _line(_HEADER).startswith(first):
+        return {}  # a kill tore the header
+    header = _parse(first)
     if "taf_fast_manifest" not in header:
         raise DataError(f"{path} is not a manifest: expected one that taf-fast scan wrote")
     if header != _HEADER:
@@ -152,12 +214,12 @@ def _read(file: BinaryIO, path: Path) -> dict[Key, Entry]:
             f"{path} is a manifest of version {header['taf_fast_manifest']}, expected {_VERSION}: "
             "delete it and run taf-fast scan again"
         )
-    return dict(_entry(row) for row in map(_parse, file) if "path" in row)
+    return dict(_entries(map(_parse, file)))
 
 
 def _parse(line: bytes) -> dict:
     try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):
+        value = parse_json(line)
+    except ValueError:
         return {}
     return value if isinstance(value, dict) else {}

@@ -1,10 +1,10 @@
-"""The structure of Matroska and WebM files. Demuxers take a cut or damaged one for a shorter clip."""
+"""The structure of Matroska and WebM files: demuxers treat a cut or damaged file as a shorter clip."""
 
 from pathlib import Path
 from typing import BinaryIO
 
 _EBML, _SEGMENT = 0x1A45DFA3, 0x18538067
-# Of a segment: seek head, info, tracks, clusters, cues, attachments, chapters, tags; padding and checksums.
+# Parts of a segment: seek head, info, tracks, clusters, cues, attachments, chapters, tags; padding, checksum.
 _PARTS = {
     *(0x114D9B74, 0x1549A966, 0x1654AE6B, 0x1F43B675, 0x1C53BB6B, 0x1941A469, 0x1043A770, 0x1254C367),
     *(0xEC, 0xBF),
@@ -12,10 +12,10 @@ _PARTS = {
 
 
 def matroska_defect(path: Path) -> str | None:
-    """Where the file breaks off or is overwritten; None for nothing, and for files of other formats.
+    """Where the file breaks off or is overwritten; None for an intact file and for other formats.
 
-    Only whole parts of the file (a few seconds of video each) are looked at, not what is in them. Of a stream
-    whose parts do not announce their sizes nothing can be said.
+    Only the parts of the file (a few seconds of video each) are checked, not their contents. Streams with
+    parts of unknown size cannot be checked.
     """
     length = path.stat().st_size
     with path.open("rb") as file:
@@ -41,19 +41,19 @@ def matroska_defect(path: Path) -> str | None:
 
 
 def _element(file: BinaryIO) -> tuple[int, int | None] | None:
-    """Identifier and size of the element that begins here, the size None for an unknown one; None for what is
-    no element."""
+    """Identifier and size of the element that begins here, with None for an unknown size; None if no element
+    begins here."""
     identifier, size = _number(file), _number(file)
     if identifier is None or size is None:
         return None
     value, length = size
-    # The first bit that is set says how long the number is; all ones mean that the size is unknown.
+    # The first set bit gives the length of the number; all ones mean that the size is unknown.
     value -= 1 << 7 * length
     return identifier[0], (None if value == (1 << 7 * length) - 1 else value)
 
 
 def _number(file: BinaryIO) -> tuple[int, int] | None:
-    """A number of variable length, the bit that marks its length included, and that length in bytes."""
+    """A number of variable length, including the bit that marks its length, and that length in bytes."""
     first = file.read(1)
     if not first or not first[0]:
         return None

@@ -1,60 +1,77 @@
-"""A function of many items, in threads and in processes."""
+"""Applying a function to many items, in threads or in processes."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from functools import partial
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection, wait
 
 # Items that a thread takes at once: some functions take less time than handing an item over.
 _THREAD_PART = 64
-# Items that a process takes at once, and such parts that are handed out per process: enough that none waits
-# for this one, and few enough that a large item holds up no others.
-_PROCESS_PART, _PARTS_AHEAD = 8, 3
+# Items that a process takes at once.
+_PROCESS_PART = 8
 
 
 def in_threads(function: Callable, items: Sequence, workers: int) -> Iterator:
-    """``function(item)`` of all ``items``, in their order."""
+    """``function(item)`` for all ``items``, in their order. If the caller stops, so do the threads."""
+    stopped = threading.Event()
+
+    def each(part: Sequence) -> list:
+        return [function(item) for item in part if not stopped.is_set()]
+
     with ThreadPoolExecutor(workers) as pool:
-        for results in pool.map(partial(_each, function), _parts(items, _THREAD_PART)):
-            yield from results
+        try:
+            for results in pool.map(each, _parts(items, _THREAD_PART)):
+                yield from results
+        finally:
+            stopped.set()
 
 
 def in_processes(function: Callable, items: Sequence, workers: int) -> Iterator[tuple]:
-    """(item, ``function(item)``) of all ``items`` as they get done, in no order.
+    """(item, ``function(item)``) for all ``items``, in the order in which they get done.
 
-    The result is None where the function crashed its process, as a decoder can, which costs no other item
-    its result; exceptions are raised here. With one worker, or one item, all happens in this process, which
-    no crash survives.
+    The result is None if the function crashed its process, as decoders can; no other item is affected.
+    Exceptions are raised here. With one worker, or one item, everything runs in this process, which a crash
+    ends. A kill of all processes at once leaves nothing behind.
     """
     if min(workers, len(items)) <= 1:
         for item in items:
             yield item, function(item)
         return
     left = deque(_parts(items, _PROCESS_PART))
-    while left:
-        begun: dict[Future, Sequence] = {}
-        with _processes(min(workers, len(left))) as pool:
-            try:
-                while left or begun:
-                    while left and len(begun) < _PARTS_AHEAD * workers:
-                        future = pool.submit(_each, function, left[0])
-                        begun[future] = left.popleft()
-                    for future in wait(begun, return_when=FIRST_COMPLETED).done:
-                        results = future.result()
-                        yield from zip(begun.pop(future), results, strict=True)
-            except BrokenProcessPool:
-                pass
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-        for part in begun.values():
-            for item in part:
-                yield item, _alone(function, item)
+    # A part at a time for each process, by its end of the pipe. Pipes and not the standard library's pool:
+    # its semaphores have names, which a kill leaves in /dev/shm.
+    begun: dict[Connection, Sequence] = {}
+    with contextlib.ExitStack() as stack:
+        while left or begun:
+            while left and len(begun) < workers:
+                _send(stack.enter_context(_process(function)), left, begun)
+            for connection in wait(list(begun)):
+                assert isinstance(connection, Connection)
+                part = begun.pop(connection)
+                try:
+                    results = connection.recv()
+                except (EOFError, ConnectionResetError):
+                    if len(part) == 1:
+                        yield part[0], None
+                    else:
+                        left.extend([item] for item in part)
+                    continue
+                if isinstance(results, Exception):
+                    raise results
+                if left:  # no process waits for what happens to the results
+                    _send(connection, left, begun)
+                yield from zip(part, results, strict=True)
+
+
+def _send(connection: Connection, left: deque[Sequence], begun: dict[Connection, Sequence]) -> None:
+    begun[connection] = left.popleft()
+    with contextlib.suppress(BrokenPipeError):  # reading from it tells
+        connection.send(begun[connection])
 
 
 def _parts(items: Sequence, length: int) -> list[Sequence]:
@@ -65,27 +82,44 @@ def _each(function: Callable, items: Sequence) -> list:
     return [function(item) for item in items]
 
 
-def _alone(function: Callable, item):
-    with _processes(1) as pool:
-        try:
-            return pool.submit(function, item).result()
-        except BrokenProcessPool:
-            return None
-
-
-def _processes(workers: int) -> ProcessPoolExecutor:
-    # Forked from a process without threads, whose locks nobody can hold, and which imports things only once.
+@contextlib.contextmanager
+def _process(function: Callable) -> Iterator[Connection]:
+    """A process that answers every part that it is sent."""
+    # Forked from a process that has no threads, so that no lock is held, and that has done the imports.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
-    return ProcessPoolExecutor(workers, context, _start)
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_answer, args=(theirs, function), daemon=True)
+    # The server of forks would print a traceback if Ctrl-C came during its imports.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    theirs.close()
+    with ours:
+        try:
+            yield ours
+        finally:
+            process.terminate()
+            process.join()
 
 
-def _start() -> None:
-    # Ctrl-C and the end of the process that asked, however it comes, end this one at once.
+def _answer(connection: Connection, function: Callable) -> None:
+    # Ctrl-C ends this process at once, and so does any end of the parent process.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    while True:
+        part = connection.recv()
+        try:
+            connection.send(_each(function, part))
+        except Exception as error:
+            connection.send(error)
 
 
 def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
     os._exit(1)

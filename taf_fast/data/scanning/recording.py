@@ -1,40 +1,50 @@
-"""Filling a manifest file, and comparing one with the clips it is of."""
+"""Filling a manifest file, and comparing it with its clips."""
 
+import contextlib
 from collections.abc import Iterable, Iterator, Mapping
 
-from taf_fast.data.formats.annotations import Sample, VideoDataset
-
-from .checksum import checksum
-from .manifest import Clip, Entry, Key, clip_of, key, look, mark
-from .manifest_file import ManifestFile
-from .parallel import in_processes, in_threads
+from taf_fast.data.clip import Clip, Sample, VideoDataset
+from taf_fast.data.scanning.checksum import checksum
+from taf_fast.data.scanning.manifest import Entry, Key, clip_of, key, look, mark
+from taf_fast.data.scanning.manifest_file import ManifestFile
+from taf_fast.data.scanning.parallel import in_processes, in_threads
+from taf_fast.data.scanning.probe import Facts
 
 
 def distinct(datasets: Iterable[VideoDataset]) -> dict[Key, Sample]:
-    """The samples of all splits by what their entries are found by."""
-    return {key(sample, dataset.root): sample for dataset in datasets for sample in dataset.samples}
+    """The samples of all splits by the keys of their entries; Clips need no scan and are left out."""
+    return {
+        key(sample, dataset.root): sample
+        for dataset in datasets
+        for sample in dataset.samples
+        if isinstance(sample, Sample)
+    }
 
 
 def outdated(
-    samples: Mapping[Key, Sample], entries: Mapping[Key, Entry], workers: int
+    samples: Mapping[Key, Sample], entries: Mapping[Key, Entry], workers: int, quick: bool = False
 ) -> list[tuple[Key, Sample]]:
-    """Those of ``samples`` without an entry that still holds."""
+    """The ``samples`` without an entry that still holds for a scan that is ``quick`` or not."""
 
     def holds(item: tuple[Key, Sample]) -> bool:
         name, sample = item
-        return name in entries and entries[name].holds(sample.path)
+        return name in entries and entries[name].holds(sample.path, quick)
 
     items = list(samples.items())
     held = in_threads(holds, items, workers)
     return [item for item, still in zip(items, held, strict=True) if not still]
 
 
-def record(manifest: ManifestFile, items: list[tuple[Key, Sample]], workers: int) -> Iterator[Clip]:
-    """Looks at all ``items`` in ``workers`` processes, reading every byte; gives the clips that are done.
+def record(
+    manifest: ManifestFile, items: list[tuple[Key, Sample]], workers: int, quick: bool = False
+) -> Iterator[Clip]:
+    """Scans all ``items`` in ``workers`` processes, reading every byte; yields the clips as they get done.
 
-    A clip that is given is in the file.
+    ``quick`` is as for :func:`taf_fast.data.scan`.
+
+    A clip is in the file when it is yielded.
     """
-    for (name, sample), entry in in_processes(_look, items, workers):
+    for (name, sample), entry in in_processes(_look_quickly if quick else _look, items, workers):
         entry = entry or _crashed(sample)
         manifest.append(name, entry)
         yield clip_of(sample, entry.facts)
@@ -43,9 +53,9 @@ def record(manifest: ManifestFile, items: list[tuple[Key, Sample]], workers: int
 def differences(
     samples: Mapping[Key, Sample], entries: Mapping[Key, Entry], workers: int
 ) -> Iterator[tuple[Sample, str | None]]:
-    """Reads all ``samples``, which must have entries; what each is found to differ in, None for nothing.
+    """Reads all ``samples``, which must have entries, and yields how each differs from its entry, or None.
 
-    A clip that was missing or could not be read when its entry was made, and still is, does not differ.
+    A clip that was missing or unreadable when its entry was made, and still is, does not differ.
     """
     items = [(sample, entries[name]) for name, sample in samples.items()]
     for (sample, _), found in in_processes(_difference, items, workers):
@@ -56,18 +66,22 @@ def _look(item: tuple[Key, Sample]) -> Entry:
     return look(item[1], with_checksum=True)
 
 
+def _look_quickly(item: tuple[Key, Sample]) -> Entry:
+    return look(item[1], quick=True, with_checksum=True)
+
+
 def _crashed(sample: Sample) -> Entry:
-    entry = Entry(mark(sample.path), {"defect": "crashes the process that looks at it"})
-    try:
-        # So that the entry holds: nobody should run into this again.
-        return Entry(entry.mark, {**entry.facts, "checksum": checksum(clip_of(sample, entry.facts).files)})
-    except OSError:
-        return entry
+    facts = Facts(defect="crashes the process that scans it")
+    entry = Entry(mark(sample.path), facts)
+    # With a checksum the entry holds, and no later scan runs into the crash again.
+    with contextlib.suppress(OSError):
+        facts.checksum = checksum(clip_of(sample, facts).files)
+    return entry
 
 
 def _difference(item: tuple[Sample, Entry]) -> str | None:
     sample, entry = item
-    now, expected = mark(sample.path), entry.facts.get("checksum")
+    now, expected = mark(sample.path), entry.facts.checksum
     if now != entry.mark:
         return "missing file" if now is None else "changed since the scan"
     if expected is None:

@@ -1,1 +1,1 @@
-"""Which frames and crops of a clip to take: pure functions of a seed."""
+"""The frames and crops to take from a clip, as pure functions of a seed."""

@@ -1,4 +1,4 @@
-"""TPN's photometric augmentation, as one affine map of the colours per frame."""
+"""TPN's photometric augmentation as one affine colour map per frame."""
 
 import numpy as np
 
@@ -13,11 +13,11 @@ FROM_YIQ = np.array([[1.0, 0.956, 0.621], [1.0, -0.272, -0.647], [1.0, -1.107, 1
 def draw_colours(num_frames: int, rng: np.random.Generator) -> np.ndarray:
     """Random maps (R, G, B, 1) -> (R, G, B) on 0..255 for the frames of a clip, float32 ``[T, 3, 4]``.
 
-    As in the official code: how far brightness (+-32), contrast and saturation (.6 to 1.4) and the hue (any
-    angle) move is drawn once for the clip; which of them move (each with probability .5), and whether the
-    contrast comes before the other two or after, for every frame; the noise along the principal components is
-    the clip's. The official code computes saturation and hue on pictures in BGR order with weights meant for
-    RGB: so does this.
+    As in the official code, the amounts of brightness (+-32), contrast, saturation (both 0.6 to 1.4) and hue
+    (any angle) are drawn once per clip. Which of them apply (each with probability 0.5), and whether contrast
+    comes before the other two or after them, is drawn for every frame. The noise along the principal
+    components is drawn once per clip. The official code computes saturation and hue on BGR pictures with
+    weights meant for RGB; this function does the same.
     """
     brightness = _map(offset=rng.uniform(-32, 32))
     contrast = _map(np.eye(3) * rng.uniform(0.6, 1.4))
@@ -43,8 +43,8 @@ def draw_colours(num_frames: int, rng: np.random.Generator) -> np.ndarray:
 def apply_colours(frames: np.ndarray, maps: np.ndarray) -> None:
     """Maps the colours of uint8 ``[T, H, W, 3]`` by ``maps`` ``[T, 3, 4]``, in place.
 
-    The official code neither rounds nor clips: its frames go on as floats beyond 0..255. Here the result is
-    rounded and clipped, once, at the end.
+    The official code neither rounds nor clips: its frames stay floats and may leave 0..255. Here the result
+    is rounded and clipped once, at the end.
     """
     for frame, colours in zip(frames, maps, strict=True):
         red, green, blue = np.moveaxis(frame, 2, 0).astype(np.float32)

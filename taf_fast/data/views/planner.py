@@ -1,30 +1,32 @@
-"""Which view of a clip to take, and in which order to take the clips: pure functions of a seed."""
+"""The view to take of each clip and the order of the clips, as pure functions of a seed."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from taf_fast.data.scanning.manifest import Clip
-
-from .colour import draw_colours
-from .crops import center_crop, multi_scale_crop, random_resized_crop, three_crops
-from .sampling import train_frames, twice_frames, val_frames
-from .view import DEFAULT_VIEW, ONE_VIEW, EvaluationViews, TrainingView
+from taf_fast.data.clip import Box, Clip, Size
+from taf_fast.data.views.colour import draw_colours
+from taf_fast.data.views.crops import center_crop, multi_scale_crop, random_resized_crop, three_crops
+from taf_fast.data.views.sampling import train_frames, twice_frames, val_frames
+from taf_fast.data.views.view import DEFAULT_VIEW, ONE_VIEW, EvaluationViews, TrainingView
 
 
 @dataclass(frozen=True)
 class ClipPlan:
-    """Frames (int32 ``[T]``, 0-based), the crop's top left corner and size, in pixels of the file, the label
-    of what is then seen, whether it is mirrored, and maps of its colours (float32 ``[T, 3, 4]``), if any."""
+    """One view of a clip: frames (int32 ``[T]``, counted from 0), the crop in pixels of the shown frame, the
+    label of the view, whether it is mirrored, and colour maps (float32 ``[T, 3, 4]``), if any.
+
+    The crop is resized to ``scaled``, or to the size of the delivered square, which is taken from ``corner``
+    (y, x) on.
+    """
 
     frames: np.ndarray
-    y: int
-    x: int
-    height: int
-    width: int
+    box: Box
     label: int
     mirror: bool = False
     colours: np.ndarray | None = None
+    scaled: Size | None = None
+    corner: tuple[int, int] = (0, 0)
 
 
 def plan(
@@ -37,35 +39,40 @@ def plan(
     train: bool,
     view: TrainingView = DEFAULT_VIEW,
 ) -> ClipPlan:
-    """What to take of the clip at ``position`` in the manifest.
+    """The view to take of the clip at ``position`` in the manifest.
 
-    Random for training, drawn from (seed, epoch, position) alone, so that a clip's pixels depend neither on
-    the batch it is in nor on the process; without randomness for evaluation. ``size`` is the crop's side in
-    pixels after resizing.
+    Training views are drawn from (seed, epoch, position) alone, so a clip's pixels depend neither on its
+    batch nor on the process. Evaluation views are not random. ``size`` is the crop's side in pixels after
+    resizing.
     """
     if not train:
-        return evaluation_plans(clip, num_segments, view.sampling)[0]
-    # Every choice draws after those that other views make too: adding one does not change them.
+        return evaluation_plans(clip, num_segments, size, view.sampling)[0]
+    # Optional choices draw last, so that turning one on does not change the others.
     rng = np.random.default_rng([seed, epoch, position])
     frames = train_frames(clip.frames, num_segments, view.sampling, rng)
     if view.crop == "multi_scale":
-        crop = multi_scale_crop(clip.width, clip.height, size, rng)
+        box = multi_scale_crop(clip.size, size, rng)
     else:
-        crop = random_resized_crop(clip.width, clip.height, rng)
+        box = random_resized_crop(clip.size, rng)
     mirror = view.flip and rng.random() < 0.5
     colours = draw_colours(num_segments, rng) if view.colour else None
-    return ClipPlan(frames, *crop, view.label(clip.label, mirror), mirror, colours)
+    return ClipPlan(frames, box, view.label(clip.label, mirror), mirror, colours)
 
 
 def evaluation_plans(
-    clip: Clip, num_segments: int, sampling: str, views: EvaluationViews = ONE_VIEW
+    clip: Clip, num_segments: int, size: int, sampling: str, views: EvaluationViews = ONE_VIEW
 ) -> list[ClipPlan]:
-    """What to take of a clip for each of ``views``, without randomness."""
-    size = (clip.width, clip.height)
-    crops = three_crops(*size) if views.crops == 3 else [center_crop(*size)]
-    sampled = (clip.frames, num_segments, sampling)
-    clips = twice_frames(*sampled) if views.clips == 2 else [val_frames(*sampled)]
-    return [ClipPlan(frames, *crop, clip.label) for frames in clips for crop in crops]
+    """The view to take of a clip for each of ``views``, without randomness; ``size`` is the side of a centre
+    crop in pixels."""
+    crops = three_crops(clip.size, size) if views.crops == 3 else [center_crop(clip.size, size)]
+    clips: tuple[np.ndarray, ...] = (val_frames(clip.frames, num_segments, sampling),)
+    if views.clips == 2:
+        clips = twice_frames(clip.frames, num_segments, sampling)
+    return [
+        ClipPlan(frames, crop.box, clip.label, scaled=crop.scaled, corner=crop.corner)
+        for frames in clips
+        for crop in crops
+    ]
 
 
 def epoch_order(
@@ -80,10 +87,10 @@ def epoch_order(
 ) -> list[np.ndarray]:
     """The batches of one rank in one epoch, as indices (int64) into ``n`` clips.
 
-    Step k of all ranks together is the k-th run of ``world_size * batch_size`` clips, so ranks are disjoint
-    and have equally many steps. ``drop_last`` leaves out the incomplete step at the end; an only step is
-    kept, with equally many clips on every rank. Without it every clip is in the batch of one rank, and when
-    fewer clips than ranks are left the last batch of some ranks is empty.
+    Step k of all ranks together takes the k-th run of ``world_size * batch_size`` clips, so ranks are
+    disjoint and have equally many steps. ``drop_last`` leaves out the incomplete step at the end; if it is
+    the only step, it is kept with equally many clips on every rank. Without ``drop_last`` every clip is in
+    one rank's batch, and if fewer clips than ranks are left, the last batch of some ranks is empty.
     """
     order = np.random.default_rng([seed, epoch]).permutation(n) if shuffle else np.arange(n)
     together = world_size * batch_size

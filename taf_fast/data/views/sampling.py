@@ -1,15 +1,15 @@
-"""Which frames of a clip to take, int32 ``[T]`` from 0: the rules of the official code, rounding included.
+"""The frames to take of a clip, int32 ``[T]`` counted from 0, by the official code's rules and rounding.
 
-``sampling`` is that of :class:`~taf_fast.data.views.view.TrainingView`. Clips may be shorter than their
-samples: the official rules say what is then repeated.
+``sampling`` is that of :class:`~taf_fast.data.views.view.TrainingView`. Clips may be shorter than
+``num_segments``: the official rules say which frames are then repeated.
 """
 
 import numpy as np
 
 
 def train_frames(num_frames: int, num_segments: int, sampling: str, rng: np.random.Generator) -> np.ndarray:
-    """Uniformly random frames, one in each of ``num_segments`` equal segments, each at a place of its own;
-    all at the same if "shared"."""
+    """One uniformly random frame in each of ``num_segments`` equal segments; "shared" draws one offset for
+    all segments, the others one for each."""
     length = num_frames // num_segments
     if length == 0:
         if sampling == "shared":
@@ -20,9 +20,9 @@ def train_frames(num_frames: int, num_segments: int, sampling: str, rng: np.rand
 
 
 def val_frames(num_frames: int, num_segments: int, sampling: str) -> np.ndarray:
-    """The centre of each segment, as in the official validations.
+    """The centre of each segment, as in the official validation code.
 
-    Clips of at most ``num_segments`` frames: zeros, or draws from a fixed seed if "shared".
+    Clips of at most ``num_segments`` frames repeat frame 0, or with "shared" take draws from a fixed seed.
     """
     if num_frames > num_segments:
         return _centres(num_frames, num_segments)
@@ -32,16 +32,17 @@ def val_frames(num_frames: int, num_segments: int, sampling: str) -> np.ndarray:
 
 
 def twice_frames(num_frames: int, num_segments: int, sampling: str) -> tuple[np.ndarray, np.ndarray]:
-    """The two clips of the official tests.
+    """The two clips of the official test code.
 
     "segments" (``--twice_sample`` of TSM's test_models.py): the centres of the segments, then their first
-    frames; of a short clip too. "shared" (``--num_clips 2`` of IBM's test.py): the frames of validation,
-    then those one frame later, but inside their segments; of a short clip, draws from other seeds.
-    "interleaved" (``fcn_testing`` of TPN): the centres of twice as many segments in turns.
+    frames, for short clips too. "shared" (``--num_clips 2`` of IBM's test.py): the validation frames, then
+    the frames one later within the same segments; short clips are drawn from two seeds. "interleaved"
+    (``fcn_testing`` of TPN): the centres of twice as many segments, alternating between the clips.
     """
     half = num_frames / num_segments / 2
     if sampling == "interleaved":
-        return tuple(_centres(num_frames, 2 * num_segments).reshape(-1, 2).T.copy())
+        centres = _centres(num_frames, 2 * num_segments)
+        return centres[::2].copy(), centres[1::2].copy()
     if sampling == "segments":
         return _centres(num_frames, num_segments), _centres(num_frames, num_segments, -half)
     if num_frames > num_segments:
@@ -50,9 +51,9 @@ def twice_frames(num_frames: int, num_segments: int, sampling: str) -> tuple[np.
 
 
 def _centres(num_frames: int, num_segments: int, offset: float = 0.0) -> np.ndarray:
-    """What is ``offset`` frames behind the centre of each segment."""
+    """Frame indices ``offset`` frames after the centre of each segment."""
     tick = num_frames / num_segments
-    # In the official order of operations: others round some of these to the frame before.
+    # In the official order of operations: any other rounds some of these to the previous frame.
     return (tick / 2 + offset + tick * np.arange(num_segments)).astype(np.int32)
 
 

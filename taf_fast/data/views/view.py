@@ -1,4 +1,4 @@
-"""How clips are looked at: the choices in which the official recipes differ."""
+"""The views of a clip: the choices in which the official recipes differ."""
 
 from dataclasses import dataclass
 
@@ -10,14 +10,13 @@ CROPS = ("multi_scale", "random_resized")
 class TrainingView:
     """The random view of a training clip; the default is TSM's for Something-Something.
 
-    ``sampling``: "segments" draws one frame in each segment on its own, "shared" the same place in all of
-    them (TAM); "interleaved" (TPN) is "segments" but for two clips in evaluation. ``crop``: "multi_scale" or
-    "random_resized" (TPN). ``flip`` mirrors half of the clips, all frames alike, and then exchanges the
-    classes of every pair in ``swap`` (GST: left and right); pairs of classes that a data set lacks do
-    nothing. ``colour`` is TPN's photometric augmentation.
+    ``sampling``: "segments" draws one frame in each segment independently, "shared" takes the same offset in
+    all segments (TAM); "interleaved" (TPN) equals "segments" except for two clips in evaluation. ``crop``:
+    "multi_scale" or "random_resized" (TPN). ``flip`` mirrors half of the clips, all frames alike, and then
+    exchanges the classes of every pair in ``swap`` (GST: left and right); pairs of classes that a data set
+    lacks have no effect. ``colour`` is TPN's photometric augmentation.
 
-    Evaluation takes the centres and looks at ``sampling`` only, for clips no longer than their samples and
-    for second clips.
+    Evaluation takes centre crops and uses ``sampling`` only, for short clips and for second clips.
     Raises ValueError for impossible values.
     """
 
@@ -40,7 +39,7 @@ class TrainingView:
             raise ValueError("swap exchanges the labels of mirrored clips: it needs flip")
 
     def label(self, label: int, mirrored: bool) -> int:
-        """The class of a clip annotated with ``label`` when it is, or is not, mirrored."""
+        """The class of a view of a clip annotated with ``label``, mirrored or not."""
         if mirrored:
             for a, b in self.swap:
                 if label in (a, b):
@@ -50,11 +49,11 @@ class TrainingView:
 
 @dataclass(frozen=True)
 class EvaluationViews:
-    """The views of a video whose logits are averaged in evaluation: ``clips`` times ``crops``.
+    """The views of a video whose logits evaluation averages: ``clips`` times ``crops``.
 
-    ``clips``: 1 as in the official validations, or the 2 of the official tests, by the rule of ``sampling``.
-    ``crops``: the centre, or 3 squares of the whole short side, delivered larger by 256/224 (TSM's
-    ``--full_res``). Raises ValueError for other numbers.
+    ``clips``: 1 as in the official validation code, or the 2 of the official test code, by the rule of
+    ``sampling``. ``crops``: 1 for the centre, or 3 squares as large as the short side, delivered larger by
+    256/224 (TSM's ``--full_res``). Raises ValueError for other numbers.
     """
 
     crops: int = 1

@@ -1,8 +1,7 @@
-"""Small data sets in the layouts of the real ones whose classes only order in time tells apart.
+"""Small data sets in the layouts of the real ones; only the order in time tells their classes apart.
 
 Every clip is a permutation of one ordered set of pictures: an object at positions evenly spaced from left to
-right. A class is an order of these pictures, so neither a single frame nor the set of frames says which class
-it is.
+right. A class is an order of these pictures, so neither a single frame nor the set of frames tells the class.
 """
 
 import os
@@ -14,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .formats.ssv2 import label_text
-from .synth_formats import FORMATS, Written
+from taf_fast.data.formats.ssv2 import label_text
+from taf_fast.data.synth.formats import FORMATS, Written
 
 SHAPES = ("disc", "square", "diamond", "ring", "cross", "triangle")
 COLOURS = {
@@ -46,7 +45,7 @@ def _mirrored(order: Callable[[int], np.ndarray]) -> Callable[[int], np.ndarray]
     return lambda n: n - 1 - order(n)
 
 
-# Class template -> order: n pictures, numbered from left to right, to the [n] order they are shown in.
+# Class template -> order: the numbers of the n pictures, counted from the left, in the order they are shown.
 ORDERS: dict[str, Callable[[int], np.ndarray]] = {
     "Moving [something] from left to right": np.arange,
     "Moving [something] from right to left": _mirrored(np.arange),
@@ -79,7 +78,9 @@ def pictures(rng: np.random.Generator, n: int, width: int, height: int) -> tuple
     x = np.arange(width, dtype=np.float32)[None, None, :] - cx[:, None, None]
     inside = _inside(shape, x / radius, y / radius)
 
-    frames = np.where(inside[..., None], np.float32(COLOURS[colour]), background.astype(np.float32)[None])
+    frames = np.where(
+        inside[..., None], np.array(COLOURS[colour], np.float32), background.astype(np.float32)[None]
+    )
     frames *= rng.uniform(0.85, 1.15) * rng.uniform(0.97, 1.03, (n, 1, 1, 1)).astype(np.float32)
     frames += rng.integers(-6, 7, frames.shape, dtype=np.int8)
     return np.clip(frames, 0, 255).astype(np.uint8), f"{colour} {shape}"
@@ -106,7 +107,7 @@ def _stretch(grid: np.ndarray, length: int, axis: int) -> np.ndarray:
 
 
 def _inside(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Which points (in units of the radius) the object covers; every shape is its own mirror image."""
+    """Mask of the points (in units of the radius) inside the object; every shape is its own mirror image."""
     if shape == "disc":
         return x**2 + y**2 < 1
     if shape == "square":
@@ -143,14 +144,16 @@ def write(
     ``format`` is "ssv2" (VP9 webm), "ssv1" (JPEG frames) or "diving48" (H.264 mp4); equal arguments draw
     equal clips in each. ``size`` is (width, height) in pixels, at least 16 each and even for mp4; a clip's
     length is uniform in ``frames`` (both ends included, at least 4) at 12 frames per second. The files depend
-    on the arguments only. ``progress(done, total)`` is called after every clip. Raises FileExistsError when
-    ``root`` is not an empty or new folder, ValueError for impossible arguments.
+    only on the arguments. ``progress(done, total)`` is called after every clip. Raises FileExistsError when
+    ``root`` is not an empty or new folder, and ValueError for impossible arguments.
     """
     root = Path(root)
     if format not in FORMATS:
         raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
     if min(train_per_class, val_per_class) < 0 or train_per_class + val_per_class == 0:
         raise ValueError(f"expected clips per class, got train {train_per_class} and val {val_per_class}")
+    if seed < 0:
+        raise ValueError(f"seed must be at least 0, got {seed}")
     if min(size) < 16:
         raise ValueError(f"size (width, height) must be at least 16 pixels, got {size}")
     if format == "diving48" and (size[0] % 2 or size[1] % 2):
@@ -186,7 +189,7 @@ write_diving48 = partial(write, format="diving48")
 
 
 def _draw_splits(per_class: dict[str, int], seed: int) -> dict[str, list[_Clip]]:
-    """Clips of every split in random order, with ids in random order: neither tells the class."""
+    """The clips of every split in random order with ids in random order, so that neither tells the class."""
     templates = [(split, t) for split, count in per_class.items() for t in ORDERS for _ in range(count)]
     rng = np.random.default_rng(seed)
     splits: dict[str, list[_Clip]] = {split: [] for split in per_class}

@@ -1,6 +1,5 @@
-"""How the synthetic clips and their annotations are written, for each of the real data sets' layouts."""
+"""Writing synthetic clips and their annotations in the layout of each real data set."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,14 +8,15 @@ import av
 import numpy as np
 from PIL import Image
 
-from .formats.ssv2 import label_text
+from taf_fast.data.formats.ssv2 import label_text
+from taf_fast.parsing import to_json
 
 FPS = 12
 
 
 @dataclass(frozen=True)
 class Written:
-    """A clip on disk: its id, its class's template, the object it shows ("red disc"), its length."""
+    """A clip on disk: its id, the template of its class, the object it shows ("red disc") and its length."""
 
     id: str
     template: str
@@ -26,7 +26,7 @@ class Written:
 
 @dataclass(frozen=True)
 class Format:
-    """A layout: the folder of the clips, and who writes a clip and the annotations.
+    """A layout: the folder of the clips, and the functions that write a clip and the annotations.
 
     ``encode(path, images)`` writes uint8 ``[n, height, width, 3]`` to ``path``, adding the suffix;
     ``annotate(root, templates, splits)`` writes the files of the classes and of every split.
@@ -44,14 +44,14 @@ def _encode_ssv1(path: Path, images: np.ndarray) -> None:
 
 
 def _annotate_ssv1(root: Path, templates: list[str], splits: dict[str, list[Written]]) -> None:
-    # Not in alphabetical order, as the real file.
+    # Like the real file, not in alphabetical order.
     _write_lines(root, "labels", [label_text(template) for template in templates])
     for split, clips in splits.items():
         _write_lines(root, split, [f"{clip.id};{label_text(clip.template)}" for clip in clips])
 
 
 def _encode_ssv2(path: Path, images: np.ndarray) -> None:
-    # VP9 at its fastest.
+    # The fastest settings of VP9.
     options = {"deadline": "realtime", "cpu-used": "8", "crf": "25", "b": "0"}
     _encode_video(path.with_suffix(".webm"), images, "libvpx-vp9", options)
 
@@ -74,9 +74,9 @@ def _annotate_ssv2(root: Path, templates: list[str], splits: dict[str, list[Writ
 
 
 def _encode_diving48(path: Path, images: np.ndarray) -> None:
-    # The lookahead of x264's slower presets does not always give the same bits for the same pictures.
+    # The lookahead of x264's slower presets does not always encode the same pictures to the same bits.
     codec, options = "libx264", {"preset": "ultrafast", "crf": "18"}
-    # FFmpeg is also built without x264.
+    # Some builds of FFmpeg lack x264.
     if codec not in av.codecs_available:
         codec, options = "mpeg4", {"qscale": "2"}
     _encode_video(path.with_suffix(".mp4"), images, codec, options)
@@ -111,6 +111,7 @@ def _encode_video(path: Path, images: np.ndarray, codec: str, options: dict[str,
     # bitexact keeps random identifiers out of the container.
     with av.open(str(path), "w", options={"fflags": "+bitexact"}) as container:
         stream = container.add_stream(codec, rate=FPS, options=options)
+        assert isinstance(stream, av.VideoStream)
         stream.height, stream.width = images.shape[1:3]
         stream.pix_fmt = "yuv420p"
         stream.codec_context.thread_count = 1
@@ -125,4 +126,4 @@ def _write_lines(root: Path, name: str, lines: list[str]) -> None:
 
 
 def _write_json(path: Path, content: object) -> None:
-    path.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    path.write_text(to_json(content, indent=1), encoding="utf-8")

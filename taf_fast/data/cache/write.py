@@ -1,9 +1,7 @@
 """Writing the cache of a data set."""
 
 import contextlib
-import fcntl
 import io
-import json
 import os
 import shutil
 import zlib
@@ -12,20 +10,27 @@ from pathlib import Path
 
 from PIL import Image
 
-from taf_fast.files import write_atomically
+from taf_fast.data.cache.read import END, INDEX, clip_of_line, header_of, is_cache, pack_file, read_index
+from taf_fast.data.clip import (
+    MIN_FRAMES,
+    Clip,
+    FrameFolder,
+    VideoDataset,
+    VideoFile,
+    different_size,
+    too_short,
+)
+from taf_fast.data.decoding.jpeg import decode_jpeg, size_of
+from taf_fast.data.decoding.pyav import decode_video
+from taf_fast.data.formats import ssv1
+from taf_fast.data.scanning.parallel import in_processes
+from taf_fast.errors import DataError
+from taf_fast.files import lock, make_folder, remove_temporaries, write_atomically
+from taf_fast.parsing import to_json
 
-from .cache import END, INDEX, clip_of_line, header_of, is_cache, pack_file, read_index
-from .decoding.jpeg import decode_jpeg
-from .decoding.pyav import decode_video
-from .errors import DataError, different_size
-from .formats import ssv1
-from .formats.annotations import VideoDataset
-from .scanning.manifest import Clip
-from .scanning.parallel import in_processes
-
-# Pixels: to what the official code resizes videos before it crops.
+# Pixels: the size to which the official code resizes videos before it crops.
 SHORT_SIDE = 256
-# Off by one level of 255 on average, at 27 KiB a frame of 340 x 256.
+# The error is one level of 255 on average; a frame of 340 x 256 takes 27 KiB.
 QUALITY = 95
 PACK_BYTES = 2**30
 
@@ -33,18 +38,20 @@ PACK_BYTES = 2**30
 def write_cache(
     folder: str | os.PathLike, splits: Sequence[tuple[VideoDataset, Sequence[Clip]]], workers: int
 ) -> Iterator[Clip]:
-    """Decodes the scanned clips of the splits of a data set into ``folder``, in ``workers`` processes; gives
-    them as they get done, as they are in the cache. Clips with a defect are so there too.
+    """Decodes the scanned clips of the splits of a data set into ``folder``, in ``workers`` processes.
 
-    JPEG frames of at most 256 pixels on their short side are taken over byte for byte; all others are resized
-    to that (bilinear, anti-aliased; never enlarged) and encoded with quality 95. Goes on where an earlier
-    call was ended. DataError when ``folder`` holds something else, or the cache of other classes or clips, or
-    cannot be written.
+    Yields the clips of the cache as they get done; clips with a defect keep it. JPEG frames with a short side
+    of at most 256 pixels are copied byte for byte; all others are resized to that short side (bilinear,
+    anti-aliased, never enlarged) and encoded with quality 95. Continues where an earlier call ended.
+    DataError if ``folder`` holds something else or a cache of other classes or clips, or cannot be written;
+    FileError if it cannot be made.
     """
-    folder, dataset = Path(folder), splits[0][0]
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = Path(folder)
+    make_folder(folder)
+    dataset = splits[0][0]
     clips = {(split.split, clip.id): clip for split, some in splits for clip in some}
     with _locked(folder):
+        remove_temporaries(folder)
         try:
             yield from _write(folder, dataset, clips, workers)
         except OSError as error:
@@ -56,13 +63,13 @@ def _write(
 ) -> Iterator[Clip]:
     lines = _begun(folder, dataset, clips)
     for labels in filter(Path.is_file, ssv1.labels_files(dataset.root)):
-        shutil.copy(labels, folder)  # the order of its names is the class order of some checkpoints
+        shutil.copy(labels, folder)  # some checkpoints have their classes in the order of this file
     done = {(line["split"], line["id"]) for line in lines}
     items = [item for item in clips.items() if item[0] not in done]
     positions = {key: position for position, key in enumerate(clips)}
-    packs = _Packs(folder, lines)
     begun = b"".join(map(_encoded, [header_of(dataset), *lines]))
     write_atomically(folder / INDEX, lambda temporary: temporary.write_bytes(begun))
+    packs = _Packs(folder, lines)
     with (folder / INDEX).open("ab") as index:
         for ((split, name), clip), pictures in in_processes(_encode, items, workers):
             line = {"split": split, "id": name, "label": clip.label}
@@ -81,19 +88,20 @@ def _write(
 def _locked(folder: Path) -> Iterator[None]:
     opened = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not lock(opened):
+            raise DataError(f"{folder} is being written by another taf-fast scan")
         yield
-    except BlockingIOError:
-        raise DataError(f"{folder} is being written by another taf-fast scan") from None
     finally:
         os.close(opened)
 
 
 def _begun(folder: Path, dataset: VideoDataset, clips: dict[tuple[str, str], Clip]) -> list[dict]:
-    """The clips' lines that are in the index already."""
+    """The lines of the clips that are in the index already."""
     if not is_cache(folder):
-        if any(folder.iterdir()):
-            raise DataError(f"{folder} is not empty, expected a new folder or a cache to go on with")
+        # What comes before the index stays there after a kill.
+        first = {labels.name for labels in ssv1.labels_files(dataset.root)}
+        if any(path.name not in first for path in folder.iterdir()):
+            raise DataError(f"{folder} is not empty, expected a new folder or a cache to continue")
         return []
     header, *lines = read_index(folder)
     lines = [line for line in lines if line != END]
@@ -105,19 +113,22 @@ def _begun(folder: Path, dataset: VideoDataset, clips: dict[tuple[str, str], Cli
 
 
 class _Packs:
-    """The files of pictures, without what no line of the index knows of."""
+    """The files of pictures; bytes that no line of the index refers to are cut off."""
 
     def __init__(self, folder: Path, lines: list[dict]):
         self._folder = folder
         ends = [(line["pack"], line["start"] + sum(line["sizes"])) for line in lines if "pack" in line]
-        self._number, self._size = max(ends, default=(0, 0))
+        last: tuple[int, int] = max(ends, default=(0, 0))
+        self._number = last[0]
+        self._size = last[1]
         with pack_file(folder, self._number).open("ab") as file:
             file.truncate(self._size)
 
     def append(self, pictures: list[bytes]) -> dict:
-        """Adds a clip; returns what the index is to say of it."""
+        """Adds a clip; returns the fields of its line in the index."""
         if self._size >= PACK_BYTES:
-            self._number, self._size = self._number + 1, 0
+            self._number += 1
+            self._size = 0
         start, content = self._size, b"".join(pictures)
         with pack_file(self._folder, self._number).open("ab") as file:
             file.write(content)
@@ -139,16 +150,20 @@ def _encode(item: tuple[tuple[str, str], Clip]) -> list[bytes] | str:
     clip = item[1]
     if clip.defect is not None:
         return clip.defect
+    source = clip.source
+    assert isinstance(source, FrameFolder | VideoFile), source
     try:
-        if clip.codec == "jpeg":
+        if isinstance(source, FrameFolder):
             return [_small_enough(file.read_bytes(), file.name, clip) for file in clip.files]
-        pictures = [_jpeg(Image.fromarray(frame), clip) for frame in decode_video(clip.path, clip.rotation)]
+        pictures = [_jpeg(Image.fromarray(frame), clip) for frame in decode_video(clip, source)]
     except OSError as error:
         return f"cannot be read: {error.strerror or error}"
     except DataError as error:
         return str(error)
-    if len(pictures) != clip.frames:
+    if clip.decoded and len(pictures) != clip.frames:
         return f"cannot be decoded: {len(pictures)} frames come out, expected {clip.frames}"
+    if len(pictures) < MIN_FRAMES:
+        return too_short(len(pictures))
     return pictures
 
 
@@ -164,18 +179,18 @@ def _jpeg(picture: Image.Image, clip: Clip) -> bytes:
     _check_size(picture, clip)
     scale = SHORT_SIDE / min(picture.size)
     if scale < 1:
-        size = tuple(round(side * scale) for side in picture.size)
-        picture = picture.resize(size, Image.Resampling.BILINEAR)
+        width, height = (round(side * scale) for side in picture.size)
+        picture = picture.resize((width, height), Image.Resampling.BILINEAR)
     content = io.BytesIO()
     picture.save(content, "JPEG", quality=QUALITY)
     return content.getvalue()
 
 
 def _check_size(picture: Image.Image, clip: Clip) -> None:
-    expected = (clip.height, clip.width)
-    if picture.size[::-1] != expected:
-        raise DataError(different_size(picture.size[::-1], expected))
+    found = size_of(picture)
+    if found != clip.size:
+        raise DataError(different_size(found, clip.size))
 
 
 def _encoded(line: dict) -> bytes:
-    return json.dumps(line).encode() + b"\n"
+    return to_json(line).encode() + b"\n"
