@@ -1,4 +1,4 @@
-"""The number format a step computes in."""
+"""The number format that a step computes in."""
 
 import torch
 

@@ -1,13 +1,18 @@
 """How clips are changed for training: temporal augmentation, and what the paper compares it with."""
 
-from .advprop import AdvPropAugment
-from .base import Augment, CleanForward
-from .cross_entropy import CrossEntropyAugment
-from .mixing import MIXINGS, Mixing
-from .noise import NoiseAugment
-from .temporal import TemporalAugment
+from taf_fast.augment.advprop import AdvPropAugment
+from taf_fast.augment.base import Augment
+from taf_fast.augment.cross_entropy import CrossEntropyAugment
+from taf_fast.augment.mixing import MIXINGS, Mixing
+from taf_fast.augment.model_state import running_statistics_untouched
+from taf_fast.augment.noise import NoiseAugment
+from taf_fast.augment.pixel_gradient import CleanForward, Objective, ObjectiveValue
+from taf_fast.augment.rows import ALL_ROWS, Rows
+from taf_fast.augment.sign_attack import SignAttack
+from taf_fast.augment.temporal import TemporalAugment
 
 __all__ = [
+    "ALL_ROWS",
     "MIXINGS",
     "AdvPropAugment",
     "Augment",
@@ -15,5 +20,10 @@ __all__ = [
     "CrossEntropyAugment",
     "Mixing",
     "NoiseAugment",
+    "Objective",
+    "ObjectiveValue",
+    "Rows",
+    "SignAttack",
     "TemporalAugment",
+    "running_statistics_untouched",
 ]

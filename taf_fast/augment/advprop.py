@@ -8,12 +8,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from taf_fast import ops
-from taf_fast.clips import per_channel, pixel_range, pixel_units
-from taf_fast.dual_batch_norm import adversarial_path
+from taf_fast.augment.base import Augment, random_class, require_steps
+from taf_fast.augment.pixel_gradient import CleanForward
+from taf_fast.augment.rows import ALL_ROWS, Rows
+from taf_fast.models.dual_batch_norm import adversarial_path
+from taf_fast.models.modules import modules_of
+from taf_fast.models.pixels import per_channel, pixel_range
 
-from .base import Augment, CleanForward, random_class, require_steps
-
-# Xie et al.: of five clips, one starts from its clean pixels.
+# Xie et al.: one clip in five starts from its clean pixels.
 _RANDOM_START = 0.8
 
 
@@ -21,18 +23,20 @@ class AdvPropAugment(Augment):
     """Clips pushed towards a random class by PGD, as AdvProp trains with them.
 
     ``steps`` times ``x <- clip(x - step_size sgn(dCE(z, y^)/dx))``, clipped as in :class:`TemporalAugment`.
-    y^ is drawn from all classes, the true one included. The gradient is that of the auxiliary batch norms
-    with their running statistics, and four of five clips start from uniform noise in the ball. AdvProp
+    y^ is drawn from all classes, including the true one. The gradient is taken through the auxiliary batch
+    norms with their running statistics, and four clips in five start from uniform noise in the ball. AdvProp
     attacks all clips and weights both losses equally: ``TAFStep(..., alpha=0.5, composition="all")``.
 
     Args:
-        epsilon, step_size, steps: as of :class:`TemporalAugment`; AdvProp's values for large models.
+        epsilon, step_size, steps: as for :class:`TemporalAugment`; AdvProp's values for large models.
 
     Raises:
-        ValueError: an option out of its range; in use, a model without adversarial batch norms.
+        ValueError: an option is out of its range; in use, the model has no adversarial batch norms.
     """
 
-    def __init__(self, epsilon: float = 4 / 255, step_size: float = 1 / 255, steps: int = 5):
+    def __init__(
+        self, epsilon: float | Tensor = 4 / 255, step_size: float | Tensor = 1 / 255, steps: int = 5
+    ):
         super().__init__(epsilon, step_size, clamp=True)
         require_steps(steps)
         self.steps = steps
@@ -46,12 +50,12 @@ class AdvPropAugment(Augment):
         x: Tensor,
         targets: Tensor,
         clean: CleanForward,
-        rows: Tensor | None = None,
+        rows: Rows = ALL_ROWS,
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
         x = x.detach()
-        chosen, targets = (x, targets) if rows is None else (x[rows], targets[rows])
-        step_size, epsilon = (pixel_units(model, v, x) for v in (self.step_size, self.epsilon))
+        chosen, targets = rows.of(x), rows.of(targets)
+        step_size, epsilon = self.pixel_limits(model, x, rows)
         lower, upper = pixel_range(model, x)
         device = x.device if generator is None else generator.device
         noise = torch.rand(chosen.shape, generator=generator, device=device).mul_(2).sub_(1).to(chosen)
@@ -73,7 +77,7 @@ class AdvPropAugment(Augment):
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
     """Within this context every module of ``model`` is in eval mode."""
-    training = [module for module in model.modules() if module.training]
+    training = [module for module in modules_of(model) if module.training]
     for module in training:
         module.training = False
     try:

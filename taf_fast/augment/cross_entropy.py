@@ -1,8 +1,19 @@
 """CE-based augmentation: the same attack as TA with the ordinary adversarial objective."""
 
 import torch.nn.functional as F
+from torch import Tensor
 
-from .sign_attack import SignAttack
+from taf_fast.augment.pixel_gradient import Objective, ObjectiveValue
+from taf_fast.augment.rows import Rows
+from taf_fast.augment.sign_attack import SignAttack
+
+
+class CrossEntropy(Objective):
+    """The cross-entropy of a clip's logits against its target."""
+
+    def __call__(self, features: Tensor, logits: Tensor, targets: Tensor, rows: Rows) -> ObjectiveValue:
+        loss = F.cross_entropy(rows.of(logits), rows.of(targets), reduction="none")
+        return ObjectiveValue(loss, None)
 
 
 class CrossEntropyAugment(SignAttack):
@@ -11,11 +22,11 @@ class CrossEntropyAugment(SignAttack):
     ``steps`` times ``x <- clip(x + step_size sgn(dCE(z, y^)/dx))``, clipped as in :class:`TemporalAugment`.
 
     Args:
-        epsilon, step_size, steps, attack_bn, label, clamp: as of :class:`TemporalAugment`. y^ is the true
+        epsilon, step_size, steps, attack_bn, label, clamp: as for :class:`TemporalAugment`. y^ is the true
             class by default.
 
     Raises:
-        ValueError: an option out of its range.
+        ValueError: an option is out of its range.
     """
 
     def __init__(
@@ -27,7 +38,4 @@ class CrossEntropyAugment(SignAttack):
         label: str = "true",
         clamp: bool = True,
     ):
-        super().__init__(epsilon, step_size, steps, attack_bn, label, clamp)
-
-    def _objective(self, features, logits, targets, rows):
-        return F.cross_entropy(logits[rows], targets[rows], reduction="none"), None
+        super().__init__(CrossEntropy(), epsilon, step_size, steps, attack_bn, label, clamp)

@@ -1,4 +1,4 @@
-"""Clips mixed with others of their batch: MixUp, CutMix and their temporal kin."""
+"""Clips mixed with others of their batch: MixUp, CutMix and their temporal variants."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Drawn per batch: uniform numbers of range [0,1) on the generator's device, as many as asked for.
+# count -> that many uniform random numbers in [0,1), drawn on the generator's device.
 _Draw = Callable[[int], Tensor]
 
 
@@ -15,7 +15,7 @@ class Mixing:
     """One mixing augmentation, by its name in :data:`MIXINGS`.
 
     Kim et al., "Learning Temporally Invariant and Localizable Features via Data Augmentation for Video
-    Recognition" (2020). One permutation of the batch, one lambda and one box serve all its clips. With a clip
+    Recognition" (2020). All clips of a batch share one permutation, one lambda and one box. With a clip
     a and its partner b:
 
     - ``mixup``: ``lambda a + (1 - lambda) b``, lambda ~ Beta(1,1);
@@ -25,7 +25,7 @@ class Mixing:
       the weaker of both alone: of full frames, the share 1 - lambda of the clip, or cut along all three
       dimensions, each by the cube root of it.
 
-    The weight of a's label is what the clip has of a.
+    The weight of a's label is the share of a in the clip.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Mixing:
 
         Args:
             x: [B,T,3,H,W], floats.
-            generator: draws all that is random; the global one if None.
+            generator: draws all random numbers; the global one if None.
 
         Returns:
             The mixed clips, shaped as ``x``; the weight of a clip's own label, a float32 scalar in [0,1]
@@ -84,10 +84,10 @@ def _blend(a: Tensor, b: Tensor, own: Tensor) -> Tensor:
 
 
 def _box(like: Tensor, draw: _Draw, times: bool, sides: bool) -> Tensor:
-    """Which values of a clip are in the box, bool [T,1,H,W].
+    """Whether each value of a clip is in the box, bool [T,1,H,W].
 
-    Its sides are the same share of each dimension it is cut along, rounded down to even numbers, and it is
-    cut off where it leaves the clip.
+    The box has the same share of each dimension that it is cut along, rounded down to an even number, and
+    ends where the clip ends.
     """
     frames, _, height, width = like.shape[1:]
     (outside,) = draw(1)  # lambda ~ Beta(1,1)

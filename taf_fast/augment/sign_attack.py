@@ -1,45 +1,66 @@
 """Eq. 6 for any objective: sign-gradient ascent on the pixels, from what one clean forward left behind."""
 
-from abc import abstractmethod
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from taf_fast import ops
-from taf_fast.adapt import features_and_logits, has_stages, stages
-from taf_fast.batch_statistics import FreezeStatistics, RecordStatistics, running_statistics_untouched
-from taf_fast.clips import pixel_range, pixel_units
-from taf_fast.replay import NotReplayable, Recording, Replay
-
-from .base import Augment, CleanForward, random_other_class, require_steps
+from taf_fast.augment.base import Augment, random_other_class, require_steps
+from taf_fast.augment.batch_statistics import RecordStatistics
+from taf_fast.augment.examination import examine, require_whole
+from taf_fast.augment.model_state import running_statistics_untouched
+from taf_fast.augment.pixel_gradient import CleanForward, Objective, PixelGradient, coupled, frozen, replayed
+from taf_fast.augment.replay import Recording
+from taf_fast.augment.rows import ALL_ROWS, Rows
+from taf_fast.models.contract import ModelView, StagedView, view_of
+from taf_fast.models.pixels import pixel_range
 
 _CHOICES = {"attack_bn": ("frozen", "batch"), "label": ("outcome", "true", "random")}
 
 
 class SignAttack(Augment):
     """``steps`` times ``x <- clip(x + step_size sgn(dL/dx))``, clipped into the L-infinity ball of radius
-    ``epsilon`` around the clean clip, then into the range of pixels (Eq. 6). The objective L, a number per
-    clip, is the subclass's. y^ stays over the steps; running statistics and parameters are left as they are.
+    ``epsilon`` around the clean clip, then into the range of pixels (Eq. 6). The target y^ stays the same
+    over the steps; running statistics and parameters are left as they are.
 
     Args:
-        epsilon, step_size: in pixels of range [0,1]; at least 0. Translated by the model's ``std``.
+        objective: L, a number for every clip.
+        epsilon, step_size: amounts of pixels, from 0 to 1: a number, or one for each clip, [B]. Divided
+            by the model's ``std``.
         steps: K, at least 1.
-        attack_bn: ``"frozen"`` takes the batch statistics of the clean forward as constants, which
-            makes the gradient that of every clip alone; ``"batch"`` differentiates through them,
-            over the full batch. A model in eval mode normalises by its running statistics.
-        label: y^. ``"outcome"``: a random other class where the clip is classified correctly, the
-            true class where it is not. Or always ``"true"``, or always ``"random"`` (other than true).
+        attack_bn: ``"frozen"`` takes the batch statistics of the clean forward as constants, so that each
+            clip's gradient is its own; ``"batch"`` differentiates through them, over the full batch. A model
+            in eval mode normalises by its running statistics either way.
+        label: y^. ``"outcome"``: a random other class where the clip is classified correctly, the true class
+            where it is not. Or always ``"true"``, or always ``"random"`` (a class other than the true one).
         clamp: keep the result in the range of pixels.
 
     Raises:
-        ValueError: an option out of its range.
+        ValueError: an option is out of its range.
     """
 
-    def __init__(self, epsilon: float, step_size: float, steps: int, attack_bn: str, label: str, clamp: bool):
+    def __init__(
+        self,
+        objective: Objective,
+        epsilon: float | Tensor = 64 / 255,
+        step_size: float | Tensor = 32 / 255,
+        steps: int = 1,
+        attack_bn: str = "frozen",
+        label: str = "outcome",
+        clamp: bool = True,
+    ):
         super().__init__(epsilon, step_size, clamp)
         require_steps(steps)
         require_choices(_CHOICES, attack_bn=attack_bn, label=label)
-        self.steps, self.attack_bn, self.label = steps, attack_bn, label
+        self.objective = objective
+        self.steps = steps
+        self.attack_bn = attack_bn
+        self.label = label
+
+    def check(self, model: nn.Module, x: Tensor, labels: Tensor) -> None:
+        super().check(model, x, labels)
+        examine(model, x, lambda: self.recording(model), alone=self.attack_bn == "frozen")
 
     def attack_labels(self, logits: Tensor, labels: Tensor, generator: torch.Generator | None) -> Tensor:
         if self.label == "true":
@@ -50,8 +71,10 @@ class SignAttack(Augment):
         return torch.where(logits.argmax(1) == labels, other, labels)
 
     def recording(self, model: nn.Module) -> Recording | RecordStatistics:
-        # A tape costs memory, so there is one only where it can be replayed.
-        return Recording(keep_inputs=self.attack_bn == "batch") if has_stages(model) else RecordStatistics()
+        # A tape costs memory: there is one only where it can be replayed.
+        if isinstance(view_of(model), StagedView):
+            return Recording(keep_inputs=self.attack_bn == "batch")
+        return RecordStatistics()
 
     def attack(
         self,
@@ -59,105 +82,48 @@ class SignAttack(Augment):
         x: Tensor,
         targets: Tensor,
         clean: CleanForward,
-        rows: Tensor | None = None,
+        rows: Rows = ALL_ROWS,
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
-        x = x.detach()
-        chosen = x if rows is None else x[rows]
-        step_size, epsilon = (pixel_units(model, v, x) for v in (self.step_size, self.epsilon))
+        require_whole(model, x, clean.recording)
+        view, x = view_of(model), x.detach()
+        chosen = rows.of(x)
+        step_size, epsilon = self.pixel_limits(model, x, rows)
         lower, upper = pixel_range(model, x) if self.clamp else (None, None)
         perturbed, failed = chosen, torch.zeros(len(chosen), dtype=torch.bool, device=x.device)
         with running_statistics_untouched(model):
             for step in range(self.steps):
-                # The first step is at the clean clips, whose forward there has been.
-                replay = self._replay(model, x, clean, rows) if step == 0 else None
-                if replay is not None:
-                    gradient, loss = self._replayed_gradient(model, targets, clean, rows, replay)
-                    del replay
-                    clean.recording.free()
-                elif self.attack_bn == "batch":
-                    gradient, loss = self._coupled_gradient(model, x, targets, rows, perturbed)
-                else:
-                    with FreezeStatistics(clean.recording.calls):
-                        gradient, loss = self._gradient(
-                            model, perturbed, targets if rows is None else targets[rows]
-                        )
+                gradient, loss = self._pixel_gradient(view, x, perturbed, targets, clean, rows, step)
                 failed |= ~loss.isfinite()
-                # The first step starts at the clean clip: nothing but that needs to be read.
+                # The first step starts at the clean clips, which are read anyway.
                 start = None if step == 0 else perturbed
                 perturbed = ops.pgd_step(start, gradient, chosen, step_size, epsilon, lower, upper)
         return perturbed, failed
 
-    @abstractmethod
-    def _objective(
-        self, features: Tensor, logits: Tensor, targets: Tensor, rows
-    ) -> tuple[Tensor, Tensor | None]:
-        """L [n] of the rows, differentiable, from features [B,T,C,h,w] and logits [B,classes]; and the frames
-        [n,N] that may move, None for all."""
-
-    # Each of the following gives d(sum of L)/dx of the clips to perturb, [n,T,3,H,W], exactly 0 for
-    # frames that may not move; and L [n].
-
-    def _gradient(self, model: nn.Module, x: Tensor, targets: Tensor, rows=slice(None)):
-        x = x.detach().requires_grad_()
-        with torch.enable_grad():
-            if has_stages(model):
-                parts = stages(model, x)
-                gradients, loss, frames = self._head_gradients(model, parts, targets, rows)
-                (gradient,) = torch.autograd.grad(parts, x, gradients)
-            else:
-                loss, frames = self._objective(*features_and_logits(model, x), targets, rows)
-                (gradient,) = torch.autograd.grad(loss.sum(), x)
-        return _where_movable(gradient[rows], frames), loss.detach()
-
-    def _coupled_gradient(self, model, x, targets, rows, perturbed):
-        if rows is None:
-            return self._gradient(model, perturbed, targets)
-        batch = x.clone()
-        batch[rows] = perturbed
-        return self._gradient(model, batch, targets, rows)
-
-    def _replayed_gradient(self, model, targets, clean: CleanForward, rows, replay: Replay):
-        rows = slice(None) if rows is None else rows
-        if self.attack_bn == "batch":
-            gradients, loss, frames = self._head_gradients(model, clean.stages, targets, rows)
-            return _where_movable(replay.gradient(gradients)[rows], frames), loss
-        with FreezeStatistics(clean.recording.calls[replay.norms :]):
-            gradients, loss, frames = self._head_gradients(
-                model, tuple(part[rows] for part in clean.stages), targets[rows]
-            )
-        return _where_movable(replay.gradient(gradients), frames), loss
-
-    def _replay(self, model: nn.Module, x: Tensor, clean: CleanForward, rows: Tensor | None) -> Replay | None:
-        if not clean.stages:
-            return None
-        try:
-            return Replay(
-                lambda clips: stages(model, clips),
-                clean.recording,
-                x,
-                None if self.attack_bn == "batch" else rows,
-            )
-        except NotReplayable:
-            return None
-
-    def _head_gradients(self, model, parts, targets, rows=slice(None)):
-        """From what the head takes: d(sum over rows of L)/d(parts), L [n] and the frames that may move."""
-        leaves = tuple(part.detach().requires_grad_() for part in parts)
-        with torch.enable_grad():
-            loss, frames = self._objective(leaves[0], model.head(*leaves), targets, rows)
-            return torch.autograd.grad(loss.sum(), leaves), loss.detach(), frames
+    def _pixel_gradient(
+        self,
+        view: ModelView,
+        x: Tensor,
+        perturbed: Tensor,
+        targets: Tensor,
+        clean: CleanForward,
+        rows: Rows,
+        step: int,
+    ) -> PixelGradient:
+        batch = self.attack_bn == "batch"
+        if step == 0:
+            found = replayed(self.objective, view, clean, x, targets, rows, through_statistics=batch)
+            if found is not None:
+                return found
+        if batch:
+            return coupled(self.objective, view, x, perturbed, targets, rows)
+        if clean.recording is None:
+            raise ValueError("the clean forward was not recorded: run it within augment.recording(model)")
+        return frozen(self.objective, view, perturbed, rows.of(targets), clean.recording.constant)
 
 
-def require_choices(choices: dict[str, tuple[str, ...]], **given: str) -> None:
+def require_choices(choices: Mapping[str, tuple[str, ...]], **given: str) -> None:
     """Raise ValueError unless every option is one of its choices."""
     for name, value in given.items():
         if value not in choices[name]:
             raise ValueError(f"{name} must be one of {', '.join(choices[name])}, got {value!r}")
-
-
-def _where_movable(gradient: Tensor, frames: Tensor | None) -> Tensor:
-    if frames is None:
-        return gradient
-    moves = torch.zeros(gradient.shape[:2], dtype=gradient.dtype, device=gradient.device)
-    return gradient * moves.scatter(1, frames, 1)[:, :, None, None, None]

@@ -5,15 +5,87 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from taf_fast import ops
-
-from .base import CleanForward
-from .sign_attack import SignAttack, require_choices
+from taf_fast.augment.pixel_gradient import CleanForward, HeadGradients, Objective, ObjectiveValue
+from taf_fast.augment.rows import ALL_ROWS, Rows
+from taf_fast.augment.sign_attack import SignAttack, require_choices
+from taf_fast.models.contract import StagedView
 
 _CHOICES = {
     "denominator": ("max", "range"),
     "gradient": ("loss", "logit"),
     "perturb": ("all", "selected"),
 }
+
+
+class TemporalAttention(Objective):
+    """L_C of Eqs. 2 to 5: the mean attention to the ``num_frames`` least attended frames of a clip.
+
+    Args:
+        num_frames, denominator, relu, gradient, perturb: see :class:`TemporalAugment`.
+
+    Raises:
+        ValueError: an option is out of its range.
+    """
+
+    def __init__(
+        self,
+        num_frames: int | None = None,
+        denominator: str = "max",
+        relu: bool = False,
+        gradient: str = "loss",
+        perturb: str = "all",
+    ):
+        if num_frames is not None and num_frames < 1:
+            raise ValueError(f"num_frames must be at least 1, got {num_frames}")
+        require_choices(_CHOICES, denominator=denominator, gradient=gradient, perturb=perturb)
+        self.num_frames = num_frames
+        self.denominator = denominator
+        self.relu = relu
+        self.gradient = gradient
+        self.perturb = perturb
+
+    def __call__(self, features: Tensor, logits: Tensor, targets: Tensor, rows: Rows) -> ObjectiveValue:
+        logits, targets = rows.of(logits), rows.of(targets)
+        if self.gradient == "loss":
+            scalar = F.cross_entropy(logits, targets, reduction="sum")
+        else:
+            scalar = logits.gather(1, targets[:, None]).sum()
+        (weights,) = torch.autograd.grad(scalar, features, create_graph=True)
+        cam = rows.of(ops.frame_cam(features, weights, relu=self.relu))
+        loss, _, frames = ops.cam_loss(cam, self._frames_of(features), denominator=self.denominator)
+        return ObjectiveValue(loss, self._movable(frames))
+
+    def head_gradients(
+        self, view: StagedView, stages: tuple[Tensor, ...], targets: Tensor, rows: Rows
+    ) -> HeadGradients:
+        linear_head = view.linear_head
+        if linear_head is None or self.gradient != "loss" or self.relu:
+            return super().head_gradients(view, stages, targets, rows)
+        features = stages[0].detach()
+        gradient, loss, frames = self._in_closed_form(linear_head, rows.of(features), rows.of(targets))
+        if rows.index is not None:
+            gradient = torch.zeros_like(features).index_copy_(0, rows.index, gradient)
+        return HeadGradients((gradient,), loss, self._movable(frames))
+
+    @torch.no_grad()
+    def _in_closed_form(
+        self, linear_head: tuple[nn.Dropout, nn.Linear], features: Tensor, targets: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """For a head that is: pooling, dropout, linear, mean over frames."""
+        dropout, linear = linear_head
+        pooled = features.mean((-2, -1))
+        mask = dropout(torch.ones_like(pooled)) if dropout.training and dropout.p > 0 else None
+        logits = linear(pooled if mask is None else pooled * mask).mean(1)
+        num_frames = self._frames_of(features)
+        return ops.cam_gradient(
+            features, linear.weight, logits, targets, num_frames, self.denominator, mask=mask
+        )
+
+    def _frames_of(self, features: Tensor) -> int:
+        return self.num_frames or features.shape[1]
+
+    def _movable(self, frames: Tensor) -> Tensor | None:
+        return frames if self.perturb == "selected" else None
 
 
 class TemporalAugment(SignAttack):
@@ -31,29 +103,31 @@ class TemporalAugment(SignAttack):
     y^ stays. Running statistics and parameters are left as they are.
 
     Args:
-        epsilon, step_size: in pixels of range [0,1]; at least 0. Translated by the model's ``std``.
+        epsilon, step_size: amounts of pixels, from 0 to 1: a number, or one for each clip, [B]. Divided
+            by the model's ``std``.
         steps: K, at least 1.
         num_frames: N, between 1 and the clip's T; None for T.
         denominator: Eq. 3 as printed, ``"max"``, or ``"range"``: ``(cam - min) / (max - min)``.
-        attack_bn: ``"frozen"`` takes the batch statistics of the clean forward as constants, which
-            makes the gradient that of every clip alone; ``"batch"`` differentiates through them,
-            over the full batch. A model in eval mode normalises by its running statistics.
+        attack_bn: ``"frozen"`` takes the batch statistics of the clean forward as constants, so that each
+            clip's gradient is its own; ``"batch"`` differentiates through them, over the full batch. A model
+            in eval mode normalises by its running statistics either way.
         relu: keep only the positive part of the CAM.
         gradient: the CAM's weights are the gradient of the ``"loss"``, or of y^'s ``"logit"``
             (Grad-CAM as published), whose sign is the opposite.
         label: y^. ``"outcome"``: a random other class where the clip is classified correctly, the
-            true class where it is not. Or always ``"true"``, or always ``"random"`` (other than true).
+            true class where it is not. Or always ``"true"``, or always ``"random"`` (a class other than the
+            true one).
         perturb: ``"all"`` frames move, or only the ``"selected"`` ones.
         clamp: keep the result in the range of pixels.
 
     Raises:
-        ValueError: an option out of its range.
+        ValueError: an option is out of its range.
     """
 
     def __init__(
         self,
-        epsilon: float = 64 / 255,
-        step_size: float = 32 / 255,
+        epsilon: float | Tensor = 64 / 255,
+        step_size: float | Tensor = 32 / 255,
         steps: int = 1,
         num_frames: int | None = None,
         denominator: str = "max",
@@ -64,19 +138,16 @@ class TemporalAugment(SignAttack):
         perturb: str = "all",
         clamp: bool = True,
     ):
-        super().__init__(epsilon, step_size, steps, attack_bn, label, clamp)
-        if num_frames is not None and num_frames < 1:
-            raise ValueError(f"num_frames must be at least 1, got {num_frames}")
-        require_choices(_CHOICES, denominator=denominator, gradient=gradient, perturb=perturb)
-        self.num_frames, self.denominator = num_frames, denominator
-        self.gradient, self.perturb, self.relu = gradient, perturb, relu
+        objective = TemporalAttention(num_frames, denominator, relu, gradient, perturb)
+        super().__init__(objective, epsilon, step_size, steps, attack_bn, label, clamp)
+        self.num_frames = num_frames
 
-    def check(self, x: Tensor, labels: Tensor) -> None:
-        super().check(x, labels)
+    def check(self, model: nn.Module, x: Tensor, labels: Tensor) -> None:
         if self.num_frames is not None and self.num_frames > x.shape[1]:
             raise ValueError(
                 f"num_frames must be at most the clip's {x.shape[1]} frames, got {self.num_frames}"
             )
+        super().check(model, x, labels)
 
     def attack(
         self,
@@ -84,47 +155,12 @@ class TemporalAugment(SignAttack):
         x: Tensor,
         targets: Tensor,
         clean: CleanForward,
-        rows: Tensor | None = None,
+        rows: Rows = ALL_ROWS,
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
-        if clean.stages:
+        if clean.stages is not None:
             _require_frames(clean.stages[0], x)
         return super().attack(model, x, targets, clean, rows, generator)
-
-    def _head_gradients(self, model, parts, targets, rows=slice(None)):
-        if hasattr(model, "linear_head") and self.gradient == "loss" and not self.relu:
-            gradient, loss, frames = self._through_linear_head(model, parts[0].detach()[rows], targets[rows])
-            if len(gradient) < len(parts[0]):
-                gradient = torch.zeros_like(parts[0]).index_copy_(0, rows, gradient)
-            return (gradient,), loss, self._movable(frames)
-        return super()._head_gradients(model, parts, targets, rows)
-
-    @torch.no_grad()
-    def _through_linear_head(self, model, features, targets):
-        """In closed form, for a head that is: pooling, dropout, linear, mean over frames."""
-        dropout, linear = model.linear_head
-        pooled = features.mean((-2, -1))
-        mask = dropout(torch.ones_like(pooled)) if dropout.training and dropout.p > 0 else None
-        logits = linear(pooled if mask is None else pooled * mask).mean(1)
-        num_frames = self.num_frames or features.shape[1]
-        return ops.cam_gradient(
-            features, linear.weight, logits, targets, num_frames, self.denominator, mask=mask
-        )
-
-    def _objective(self, features, logits, targets, rows):
-        """L_C: Eqs. 2 to 5."""
-        if self.gradient == "loss":
-            scalar = F.cross_entropy(logits[rows], targets[rows], reduction="sum")
-        else:
-            scalar = logits[rows].gather(1, targets[rows, None]).sum()
-        (weights,) = torch.autograd.grad(scalar, features, create_graph=True)
-        cam = ops.frame_cam(features, weights, relu=self.relu)[rows]
-        num_frames = self.num_frames or features.shape[1]
-        loss, _, frames = ops.cam_loss(cam, num_frames, denominator=self.denominator)
-        return loss, self._movable(frames)
-
-    def _movable(self, frames: Tensor) -> Tensor | None:
-        return frames if self.perturb == "selected" else None
 
 
 def _require_frames(features: Tensor, x: Tensor) -> None:

@@ -1,12 +1,14 @@
 """Video classifiers by name, and their checkpoints."""
 
+import inspect as _inspect
+from collections.abc import Callable
 from functools import partial
 
 from torch import nn
 
+from taf_fast.errors import CheckpointError
 from taf_fast.models.conversion import FileInfo, LoadReport, export, inspect, load, load_imagenet
 from taf_fast.models.gst import gst
-from taf_fast.models.pickles import CheckpointError
 from taf_fast.models.tam import tam
 from taf_fast.models.tpn import tpn
 from taf_fast.models.tsm import tsm
@@ -21,9 +23,10 @@ __all__ = [
     "inspect",
     "load",
     "load_imagenet",
+    "switches",
 ]
 
-_FAMILIES = {
+_FAMILIES: dict[str, Callable[..., nn.Module]] = {
     "tsm": tsm,
     "gst": partial(gst, alpha=4, beta=2),
     "gst_large": partial(gst, alpha=4, beta=1),
@@ -39,22 +42,29 @@ _BUILDERS = {
 NAMES = tuple(_BUILDERS)
 
 
-def build(name: str, num_classes: int, num_segments: int = 8, **options) -> nn.Module:
-    """A classifier of clips [B,T,3,H,W] with random weights.
+def switches(name: str) -> frozenset[str]:
+    """The options of :func:`build` that are on or off for the model ``name``."""
+    parameters = _inspect.signature(_BUILDERS[name]).parameters.values()
+    return frozenset(parameter.name for parameter in parameters if isinstance(parameter.default, bool))
 
-    The model has ``features`` (clips -> [B,T,C,h,w]), ``head`` (features -> logits
-    [B,num_classes]; TPN's also takes the stage before them), the buffers ``mean`` and ``std`` [3] of
-    the pixels in [0,1] it was made for, and ``parameter_groups``.
+
+def build(name: str, num_classes: int, num_segments: int = 8, **options) -> nn.Module:
+    """Build a classifier of clips [B,T,3,H,W] with random weights.
+
+    The model has ``features`` (clips -> [B,T,C,h,w]), ``head`` (features -> logits [B,num_classes]; TPN's
+    head also takes the stage before), the buffers ``mean`` and ``std`` [3] that normalise its pixels in
+    [0,1], and ``parameter_groups``.
 
     Args:
         name: one of ``taf_fast.models.NAMES``.
-        num_classes: number of logits.
-        num_segments: frames per clip, T.
-        options: ``dropout``; ``temporal_stride`` of TAM; ``mixed_shortcut`` of TSM and TPN.
+        num_classes: number of logits, at least 1.
+        num_segments: frames per clip, T, at least 1.
+        options: ``dropout`` for every family; ``temporal_stride`` for TAM; ``mixed_shortcut`` for TSM and
+            TPN.
 
     Raises:
-        ValueError: unknown name.
-        TypeError: an option the family does not have.
+        ValueError: the name is unknown, or num_classes or num_segments is below 1.
+        TypeError: the family does not have an option.
     """
     if name not in _BUILDERS:
         raise ValueError(f"unknown model {name!r}, expected one of {', '.join(NAMES)}")

@@ -1,17 +1,19 @@
-"""Weights to and from the official projects' checkpoints and MMAction2's."""
+"""Load and write checkpoints of the official projects and of MMAction2."""
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
+from taf_fast.errors import CheckpointError, ClassesError
 from taf_fast.models import origins
 from taf_fast.models.origins import Source
-from taf_fast.models.pickles import CheckpointError, read_state_dict
+from taf_fast.models.pickles import read_state_dict, require_finite
 
-# What a file may lack, or have, without being another model's.
+# Tensors that a file may lack, or have in addition.
 _OPTIONAL = ".num_batches_tracked"
 _IGNORED = "cls_head.new_cls."
 
@@ -20,8 +22,11 @@ _CLASSIFIERS = ("fc.weight", "fc.bias", "auxiliary.fc.weight", "auxiliary.fc.bia
 
 @dataclasses.dataclass(frozen=True)
 class LoadReport:
-    """What a file and a model had in common: names of the model's tensors (``loaded``, ``missing``), names
-    of the file's (``unexpected``), and sentences about those of another shape (``mismatched``)."""
+    """How a file matched a model.
+
+    ``loaded`` and ``missing`` are names of the model's tensors, ``unexpected`` are names of the file's
+    tensors, and ``mismatched`` are sentences about tensors of another shape.
+    """
 
     path: Path
     source: Source
@@ -49,7 +54,7 @@ class LoadReport:
 
 @dataclasses.dataclass(frozen=True)
 class FileInfo:
-    """What a file's tensors tell of its model: arguments of :func:`taf_fast.models.build`."""
+    """The model that a file's tensors belong to, as arguments of :func:`taf_fast.models.build`."""
 
     source: Source
     model: str
@@ -63,32 +68,40 @@ def load(
     strict: bool = True,
     trust: bool = False,
     raw_classes: Sequence[str] | None = None,
+    new_head: bool = False,
 ) -> LoadReport:
-    """Load a checkpoint of this project, of the official TSM, GST, TAM (IBM) or TPN code, or of MMAction2's
-    TSM or TPN. Which it is shows in its keys.
+    """Load a checkpoint into ``model``, in place.
 
-    A TSM or TPN model's ``backbone.mixed_shortcut`` is set to what the file's origin does.
+    The checkpoint may come from this project, from the official TSM, GST, TAM (IBM) or TPN code, or from
+    MMAction2's TSM or TPN; its keys show which. ``backbone.mixed_shortcut`` of a TSM or TPN model is set to
+    the behaviour of that origin.
 
     Args:
-        model: from :func:`taf_fast.models.build`, of the file's family, depth and number of classes.
-        path: a safetensors file, or one of ``torch.save``.
-        strict: raise, with the model as it was, unless every tensor of the model and of the file is
-            matched; False loads what fits.
-        trust: run the code a ``torch.save`` file may hold.
-        raw_classes: the class names in the file's order, where that is not alphabetical: MMAction2
-            numbers Something-Something V1 as the data set's labels file does. The classifier's rows are
-            brought into alphabetical order.
+        model: from :func:`taf_fast.models.build`, with the file's family, depth and number of classes.
+        path: a safetensors file, or a file written by ``torch.save``.
+        strict: raise unless every tensor of the model and of the file is matched, and leave the model
+            unchanged then; False loads what fits.
+        trust: run the code that a ``torch.save`` file may contain.
+        raw_classes: the class names in the file's order, if that is not alphabetical: MMAction2 numbers
+            Something-Something V1 like the data set's labels file. The rows of the classifier are sorted into
+            alphabetical order.
+        new_head: leave the model's linear classifiers as they are, and those of the file unread. The file may
+            have another number of classes.
 
     Raises:
-        CheckpointError: unreadable, of another family, or (strict) anything missing, unexpected or of
-            another shape.
+        ClassesError: strict, and the file has another number of classes.
+        CheckpointError: the file is unreadable or of another family, a tensor to load is not of finite
+            floating-point numbers, or, if strict, one is missing, unexpected or of another shape.
     """
     path = Path(path)
     weights = read_state_dict(path, trust)
     source = _source(path, weights)
     if source.family != model.family:
+        if origins.readable(source):
+            _require_same_model(path, source, weights, model)
         raise CheckpointError(f"checkpoint {path} holds a {source.family} model, expected {model.family}")
     ours = model.state_dict()
+    kept = _CLASSIFIERS if new_head else ()
     names = {origins.canonical(origins.rename(name, source)): name for name in ours}
     found: dict[str, Tensor] = {}
     unexpected, mismatched = [], {}
@@ -98,6 +111,8 @@ def load(
             if not foreign.startswith(_IGNORED):
                 unexpected.append(foreign)
             continue
+        if name in kept:
+            continue
         expected = origins.reshape(name, ours[name], source)
         if tensor.shape == expected.shape:
             found[name] = tensor.reshape(ours[name].shape)
@@ -106,12 +121,14 @@ def load(
     if raw_classes is not None:
         order = _alphabetical(raw_classes, model.num_classes)
         found |= {name: found[name][order] for name in _CLASSIFIERS if name in found}
-    missing = [name for name in ours if name not in found | mismatched and not name.endswith(_OPTIONAL)]
+    known = {*found, *mismatched, *kept}
+    missing = [name for name in ours if name not in known and not name.endswith(_OPTIONAL)]
     report = LoadReport(
         path, source, tuple(found), tuple(missing), tuple(unexpected), tuple(mismatched.values())
     )
     if strict:
         _require_no_problems(report, weights, model)
+    require_finite(path, found)
     model.load_state_dict(found, strict=False)
     if source in origins.MIXED_SHORTCUT:
         model.backbone.mixed_shortcut = origins.MIXED_SHORTCUT[source]
@@ -119,14 +136,14 @@ def load(
 
 
 def load_imagenet(model: nn.Module, path: str | os.PathLike) -> LoadReport:
-    """Start ``model`` from torchvision's ResNet of its depth, as the official projects do.
+    """Initialise ``model`` from torchvision's ResNet of its depth, in place, as the official projects do.
 
-    GST's spatial convolutions take the first input and output channels of the 3x3 convolutions they
-    stand in for. What ImageNet weights cannot give stays as it is and is ``missing`` in the report:
-    GST's temporal convolutions, TAM's weights over time, TPN's neck, the classifiers.
+    GST's spatial convolutions take the first input and output channels of the 3x3 convolutions that they
+    replace. Tensors without a counterpart in the ImageNet weights stay unchanged and are ``missing`` in the
+    report: GST's temporal convolutions, TAM's weights over time, TPN's neck, and the classifiers.
 
     Raises:
-        CheckpointError: unreadable, or not a ResNet of this depth.
+        CheckpointError: the file is unreadable or not a ResNet of this depth.
     """
     path = Path(path)
     weights = read_state_dict(path)
@@ -137,63 +154,58 @@ def load_imagenet(model: nn.Module, path: str | os.PathLike) -> LoadReport:
     for name, tensor in ours.items():
         image = trunk.pop(name.removeprefix("backbone.").replace(".conv2.spatial.", ".conv2."), None)
         if image is not None:
-            if ".conv2.spatial." in name:
+            if ".conv2.spatial." in name and image.dim() == tensor.dim():
                 image = image[: tensor.shape[0], : tensor.shape[1]]
             found[name] = image
     if trunk or any(found[name].shape != ours[name].shape for name in found):
         raise CheckpointError(f"checkpoint {path} is a ResNet of another depth than the model")
+    require_finite(path, found)
     model.load_state_dict(found, strict=False)
     missing = tuple(name for name in ours if name not in found and not name.endswith(_OPTIONAL))
     return LoadReport(path, source, tuple(found), missing, (), ())
 
 
 def inspect(path: str | os.PathLike, trust: bool = False) -> FileInfo:
-    """Find out what model a checkpoint is of, from its tensors' names and shapes.
+    """Find out which model a checkpoint belongs to, from the names and shapes of its tensors.
+
+    Args:
+        path: a safetensors file, or a file written by ``torch.save``.
+        trust: run the code that a ``torch.save`` file may contain.
 
     Raises:
-        CheckpointError: as :func:`load`, or ImageNet weights.
+        CheckpointError: the file is unreadable, of an unknown model, or holds ImageNet weights.
     """
     path = Path(path)
     weights = read_state_dict(path, trust)
     source = _source(path, weights)
     if not origins.readable(source):
         raise CheckpointError(f"checkpoint {path} holds an image ResNet, expected a video model")
-    shapes = {origins.canonical(name): tensor.shape for name, tensor in weights.items()}
-
-    def shape(name: str):
-        ending = origins.canonical(origins.rename(f"backbone.{name}", source))
-        if ending not in shapes:
-            raise CheckpointError(f"checkpoint {path} has no {ending}, expected in a {source.family} model")
-        return shapes[ending]
-
-    # Only bottlenecks have 1x1 convolutions first.
-    depth = 50 if shape("layer1.0.conv1.weight")[-1] == 1 else 18
-    family = source.family
-    if family == "gst" and shape("layer1.0.conv2.temporal.weight")[1] == 64:
-        family = "gst_large"
-    classifier = origins.canonical(origins.rename("fc.weight", source))
-    if classifier not in shapes:
-        raise CheckpointError(f"checkpoint {path} has no {classifier}, expected in a {family} model")
+    shape = _shapes(path, weights, source)
+    name = _name(source, shape)
+    num_classes = shape("fc.weight", 2)[0]
+    if num_classes < 1:
+        raise CheckpointError(f"checkpoint {path} has no classes, expected at least 1")
     options = {}
     if source in origins.MIXED_SHORTCUT:
         options["mixed_shortcut"] = origins.MIXED_SHORTCUT[source]
-    return FileInfo(source, f"{family}_resnet{depth}", shapes[classifier][0], options)
+    return FileInfo(source, name, num_classes, options)
 
 
 def export(model: nn.Module, origin: str, raw_classes: Sequence[str] | None = None) -> dict:
-    """What to ``torch.save`` for the code a model comes from.
+    """Return the content to ``torch.save`` for the code that a model comes from.
 
     Args:
         model: from :func:`taf_fast.models.build`, without adversarial batch norms.
         origin: ``"official"``, or ``"mmaction2"`` for TSM and TPN.
-        raw_classes: class names in the order the file is to have, if not alphabetical (see
+        raw_classes: the class names in the order that the file should have, if not alphabetical (see
             :func:`load`).
 
     Returns:
-        ``state_dict``, and beside it the entries that code asks for.
+        a dict with ``state_dict`` and the other entries that this code expects.
 
     Raises:
-        CheckpointError: no such code for this family, or it would compute other logits from the weights.
+        CheckpointError: there is no such code for this family, it would compute other logits from the
+            weights, or the model has adversarial batch norms.
     """
     source = Source(model.family, origin)
     if origin not in ("official", "mmaction2") or not origins.readable(source):
@@ -201,8 +213,8 @@ def export(model: nn.Module, origin: str, raw_classes: Sequence[str] | None = No
     if origins.MIXED_SHORTCUT.get(source, model.backbone.mixed_shortcut) != model.backbone.mixed_shortcut:
         does = "see" if origins.MIXED_SHORTCUT[source] else "do not see"
         raise CheckpointError(
-            f"the {origin} {model.family}'s shortcut convolutions {does} shifted frames, contrary to this "
-            "model's (mixed_shortcut): its logits would be others"
+            f"the shortcut convolutions of the {origin} {model.family} {does} shifted frames, unlike those "
+            "of this model (mixed_shortcut): its logits would differ"
         )
     state = model.state_dict()
     if any(".adversarial." in name for name in state):
@@ -228,18 +240,53 @@ def _source(path: Path, weights: dict[str, Tensor]) -> Source:
     source = origins.identify(weights)
     if source is None:
         raise CheckpointError(
-            f"checkpoint {path} is of no model known here, its first tensors: {', '.join(list(weights)[:3])}"
+            f"checkpoint {path} holds no known model; its first tensors: {', '.join(list(weights)[:3])}"
         )
     return source
+
+
+def _shapes(path: Path, weights: Mapping[str, Tensor], source: Source) -> Callable[[str, int], torch.Size]:
+    """The function that returns the shape of the tensor with our name, of at least so many dimensions."""
+    shapes = {origins.canonical(name): tensor.shape for name, tensor in weights.items()}
+
+    def shape(name: str, dimensions: int) -> torch.Size:
+        ending = origins.canonical(origins.rename(name, source))
+        if ending not in shapes:
+            raise CheckpointError(f"checkpoint {path} has no {ending}, expected in a {source.family} model")
+        if len(shapes[ending]) < dimensions:
+            raise CheckpointError(
+                f"checkpoint {path}: {ending} is {list(shapes[ending])}, expected {dimensions} dimensions"
+            )
+        return shapes[ending]
+
+    return shape
+
+
+def _name(source: Source, shape: Callable[[str, int], torch.Size]) -> str:
+    """The name that :func:`taf_fast.models.build` has for the model with tensors of these shapes."""
+    # Only bottleneck blocks begin with a 1x1 convolution.
+    depth = 50 if shape("backbone.layer1.0.conv1.weight", 4)[-1] == 1 else 18
+    family = source.family
+    if family == "gst" and shape("backbone.layer1.0.conv2.temporal.weight", 4)[1] == 64:
+        family = "gst_large"
+    return f"{family}_resnet{depth}"
+
+
+def _require_same_model(path: Path, source: Source, weights: dict[str, Tensor], model: nn.Module) -> None:
+    own = Source(str(model.family), "taf_fast")
+    expected = _name(own, _shapes(path, model.state_dict(), own))
+    if (found := _name(source, _shapes(path, weights, source))) != expected:
+        raise CheckpointError(f"checkpoint {path} is a {found} file; the model is a {expected}")
 
 
 def _require_no_problems(report: LoadReport, weights: dict[str, Tensor], model: nn.Module) -> None:
     if not report.problems:
         return
+    _require_same_model(report.path, report.source, weights, model)
     classifier = origins.canonical(origins.rename("fc.weight", report.source))
     for name, tensor in weights.items():
-        if origins.canonical(name) == classifier and len(tensor) != model.num_classes:
-            raise CheckpointError(
+        if origins.canonical(name) == classifier and tensor.dim() and len(tensor) != model.num_classes:
+            raise ClassesError(
                 f"checkpoint {report.path} has {len(tensor)} classes, expected {model.num_classes}"
             )
     shown = "; ".join(report.problems[:5])
@@ -249,10 +296,10 @@ def _require_no_problems(report: LoadReport, weights: dict[str, Tensor], model: 
 
 
 def _alphabetical(raw_classes: Sequence[str], num_classes: int) -> list[int]:
-    """Positions in ``raw_classes`` of its names in alphabetical order."""
+    """Return the positions of the alphabetically sorted names in ``raw_classes``."""
     if len(set(raw_classes)) != num_classes or len(raw_classes) != num_classes:
         raise CheckpointError(
-            f"{len(raw_classes)} class names ({len(set(raw_classes))} of them different) for a model of "
+            f"{len(raw_classes)} class names ({len(set(raw_classes))} distinct) for a model of "
             f"{num_classes} classes"
         )
     return sorted(range(num_classes), key=lambda index: raw_classes[index])

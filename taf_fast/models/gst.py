@@ -1,5 +1,7 @@
-"""Grouped Spatial-Temporal aggregation (Luo and Yuille, ICCV 2019): some channels of each block's 3x3
-convolution are spent on time."""
+"""Grouped Spatial-Temporal aggregation (Luo and Yuille, ICCV 2019).
+
+Some channels of each block's 3x3 convolution become temporal.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -9,14 +11,18 @@ from taf_fast.models.resnet import ResNet, conv
 
 
 class SpatialTemporalConv(nn.Module):
-    """[B*T,C,h,w] -> [B*T,C,h/stride,w/stride]: a 3x3 convolution per frame makes the first
-    1 - 1/alpha of the channels, a 3x3x3 convolution over the clip the last 1/alpha.
+    """Maps [B*T,C,h,w] to [B*T,C,h/stride,w/stride].
+
+    A 3x3 convolution per frame computes the first 1 - 1/alpha of the channels, a 3x3x3 convolution over the
+    clip the last 1/alpha.
 
     Args:
         channels: C, a multiple of alpha and of beta.
+        stride: spatial stride.
+        num_segments: T.
         alpha: one in alpha output channels is temporal.
-        beta: 2, the spatial part reads the first half of the input channels and the temporal part the
-            second half; or 1, both read all.
+        beta: with 2, the spatial part reads the first half of the input channels and the temporal part the
+            second half; with 1, both read all channels.
     """
 
     def __init__(self, channels: int, stride: int, num_segments: int, alpha: int, beta: int):
@@ -38,11 +44,11 @@ class GST(FrameClassifier):
 
 
 def gst(depth: int, num_classes: int, num_segments: int, alpha: int, beta: int, dropout: float = 0.3) -> GST:
-    """GST on a ResNet of depth 18 or 50. The paper's baselines have depth 50, dropout .3, alpha 4, and
-    beta 2 (GST) or 1 (GST-Large).
+    """Build GST on a ResNet of depth 18 or 50.
 
-    The official code has 3D convolutions of temporal extent 1 throughout. Here all but the temporal
-    part are 2D, with the frames in the batch: the same numbers.
+    The TAF paper's baselines have depth 50, dropout 0.3, alpha 4, and beta 2 (GST) or 1 (GST-Large). The
+    official code uses 3D convolutions of temporal extent 1 throughout. Here all but the temporal part are 2D,
+    with the frames in the batch, which gives the same results.
     """
     trunk = ResNet(
         depth,

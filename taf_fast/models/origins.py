@@ -1,6 +1,7 @@
-"""What other projects call the same tensors: the names and shapes in their checkpoints, from ours.
+"""The names and shapes that other projects give to the same tensors in their checkpoints.
 
-Only the outward direction is written down. Reading a file inverts it over the names of the model at hand.
+The tables only translate from our names to theirs. Reading a file inverts them for the names of the given
+model.
 """
 
 import re
@@ -11,8 +12,8 @@ from torch import Tensor
 
 
 class Source(NamedTuple):
-    """Whose model a file holds: a family (tsm, gst, tam, tpn, or resnet for ImageNet weights) and the
-    code that wrote it (taf_fast, official, mmaction2, tpn for TPN's own TSM, torchvision)."""
+    """The origin of a file: the model family (tsm, gst, tam, tpn, or resnet for ImageNet weights) and the
+    code that wrote the file (taf_fast, official, mmaction2, tpn for TPN's own TSM, torchvision)."""
 
     family: str
     origin: str
@@ -42,7 +43,7 @@ _TPN = [
     (r"^auxiliary\.conv\.1\.", "necks.aux_head.convs.bn."),
     (r"^auxiliary\.", "necks.aux_head."),
 ]
-# MMAction2 wraps a convolution and its batch norm in one module, and the shift around the convolution.
+# MMAction2 wraps a convolution and its batch norm in one module, and the shift wraps the convolution.
 _MMACTION2_TRUNK = [
     (r"^(backbone\.layer\d\.\d+\.conv1)\.", r"\1.conv.net."),
     (r"^(backbone\..*conv\d)\.(?=weight)", r"\1.conv."),
@@ -77,7 +78,7 @@ _RENAME = {
     Source("tpn", "mmaction2"): [*_MMACTION2_TRUNK, *_TPN, *_MMACTION2_NECK],
 }
 
-#: Whether the convolution on the shortcut sees shifted frames, where both exist.
+#: Whether the convolution on the shortcut sees shifted frames, for families in which both kinds exist.
 MIXED_SHORTCUT = {
     Source("tsm", "official"): False,
     Source("tsm", "mmaction2"): False,
@@ -86,24 +87,24 @@ MIXED_SHORTCUT = {
     Source("tpn", "mmaction2"): False,
 }
 
-# Convolutions that are 2D here and 3D, with a temporal extent of 1, elsewhere.
+# Convolutions that are 2D here and 3D with a temporal extent of 1 in the official code.
 _3D = {"gst": r".", "tpn": r"^(neck\.spatial_modulation|auxiliary\.conv)\.0\."}
 
 
 def readable(source: Source) -> bool:
-    """Whether the names of such files are known."""
+    """Whether files of ``source`` can be translated."""
     return source.origin == "taf_fast" or source in _RENAME
 
 
 def rename(name: str, source: Source) -> str:
-    """Our name of a tensor -> the one in a file of ``source``."""
+    """Translate our name of a tensor to its name in a file of ``source``."""
     for pattern, replacement in _RENAME.get(source, ()):
         name = re.sub(pattern, replacement, name)
     return name
 
 
 def reshape(name: str, tensor: Tensor, source: Source) -> Tensor:
-    """Our tensor called ``name`` as a view in the shape it has in a file of ``source``."""
+    """View our tensor called ``name`` in the shape that it has in a file of ``source``."""
     if source.origin == "taf_fast":
         return tensor
     if source.family == "tam" and ".temporal." in name:
@@ -114,14 +115,17 @@ def reshape(name: str, tensor: Tensor, source: Source) -> Tensor:
 
 
 def canonical(name: str) -> str:
-    """A name without what comes and goes between files of one project: the prefixes of DataParallel and
-    torch.compile, the wrapper around a shifted convolution, and the two places of TSM's classifier."""
+    """Remove the parts of a name that vary between files of one project.
+
+    These are the prefixes of DataParallel and torch.compile, the wrapper around a shifted convolution, and
+    the two places of TSM's classifier.
+    """
     name = re.sub(r"^(module\.|_orig_mod\.)+", "", name).replace(".net.", ".")
     return re.sub(r"^base_model\.fc\.", "new_fc.", name)
 
 
 def identify(names: Iterable[str]) -> Source | None:
-    """Whose model the tensors called ``names`` are of; None if of none that is known here."""
+    """Find the origin of the tensors called ``names``; None if it is unknown."""
     names = {canonical(name) for name in names}
 
     def has(pattern: str) -> bool:

@@ -1,9 +1,9 @@
-"""ResNet trunk (He et al., 2016; stride in the 3x3 convolution), torchvision's parameter names.
+"""A ResNet trunk (He et al., 2016; stride in the 3x3 convolution) with torchvision's parameter names.
 
-Frames lie in the batch, [B*T,C,h,w], and every convolution is over space alone but for two places
-where a family of video models puts its own module:
+The frames are in the batch dimension, [B*T,C,h,w], and the convolutions are spatial. A family of video models
+puts its own module in one of two places:
 
-- ``temporal``, in front of a block's first convolution, inside the residual branch (TSM, TAM, TPN);
+- ``temporal``, before a block's first convolution, inside the residual branch (TSM, TAM, TPN);
 - ``conv2``, the block's second convolution (GST).
 """
 
@@ -21,15 +21,16 @@ def _conv3x3(channels: int, stride: int) -> nn.Conv2d:
 
 
 class _Block(nn.Module):
-    """What both kinds of block do around their residual branch.
+    """The part around the residual branch that both kinds of block share.
 
-    The shortcut sees the block's input before ``temporal``. With ``mixed_shortcut`` the convolution
-    on the shortcut, where there is one, sees it after.
+    The shortcut sees the block's input before ``temporal``. With ``mixed_shortcut``, the convolution on the
+    shortcut, if there is one, sees it after.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, temporal: nn.Module):
         super().__init__()
-        self.temporal, self.mixed_shortcut = temporal, False
+        self.temporal = temporal
+        self.mixed_shortcut = False
         self.relu = nn.ReLU(inplace=True)
         self.downsample = None
         if stride != 1 or in_channels != out_channels:
@@ -51,8 +52,10 @@ class BasicBlock(_Block):
 
     def __init__(self, in_channels: int, width: int, stride: int, temporal: nn.Module, conv2: Callable):
         super().__init__(in_channels, width, stride, temporal)
-        self.conv1, self.bn1 = conv(in_channels, width, 3, stride), nn.BatchNorm2d(width)
-        self.conv2, self.bn2 = conv2(width, 1), nn.BatchNorm2d(width)
+        self.conv1 = conv(in_channels, width, 3, stride)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = conv2(width, 1)
+        self.bn2 = nn.BatchNorm2d(width)
 
     def branch(self, x: Tensor) -> Tensor:
         x = self.relu(self.bn1(self.conv1(x)))
@@ -64,9 +67,12 @@ class Bottleneck(_Block):
 
     def __init__(self, in_channels: int, width: int, stride: int, temporal: nn.Module, conv2: Callable):
         super().__init__(in_channels, 4 * width, stride, temporal)
-        self.conv1, self.bn1 = conv(in_channels, width, 1), nn.BatchNorm2d(width)
-        self.conv2, self.bn2 = conv2(width, stride), nn.BatchNorm2d(width)
-        self.conv3, self.bn3 = conv(width, 4 * width, 1), nn.BatchNorm2d(4 * width)
+        self.conv1 = conv(in_channels, width, 1)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = conv2(width, stride)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = conv(width, 4 * width, 1)
+        self.bn3 = nn.BatchNorm2d(4 * width)
 
     def branch(self, x: Tensor) -> Tensor:
         x = self.relu(self.bn1(self.conv1(x)))
@@ -78,12 +84,13 @@ _LAYERS = {18: (BasicBlock, (2, 2, 2, 2)), 50: (Bottleneck, (3, 4, 6, 3))}
 
 
 class ResNet(nn.Module):
-    """Frames [B*T,3,H,W] -> the last stage's output after its ReLU, [B*T,out_channels,H/32,W/32].
+    """Maps frames [B*T,3,H,W] to the last stage's output after its ReLU, [B*T,out_channels,H/32,W/32].
 
     Args:
         depth: 18 or 50.
-        temporal: (channels of a block's input, stage 1 to 4) -> module that keeps its input's shape.
-        conv2: (channels, stride) -> a block's second convolution.
+        temporal: builds the module before a block's first convolution, from the channels of the block's input
+            and the stage, 1 to 4; the module must keep its input's shape.
+        conv2: builds a block's second convolution, from its channels and stride.
     """
 
     def __init__(
@@ -95,7 +102,8 @@ class ResNet(nn.Module):
         super().__init__()
         self.depth = depth
         block, counts = _LAYERS[depth]
-        self.conv1, self.bn1 = nn.Conv2d(3, 64, 7, 2, padding=3, bias=False), nn.BatchNorm2d(64)
+        self.conv1 = nn.Conv2d(3, 64, 7, 2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, 2, padding=1)
         channels = 64
@@ -113,7 +121,7 @@ class ResNet(nn.Module):
 
     @property
     def mixed_shortcut(self) -> bool:
-        """Whether the convolution on each stage's first shortcut sees what ``temporal`` made of its input."""
+        """Whether the convolution on each stage's first shortcut sees the output of ``temporal``."""
         return self.layer1[0].mixed_shortcut
 
     @mixed_shortcut.setter
@@ -123,7 +131,7 @@ class ResNet(nn.Module):
                 module.mixed_shortcut = value
 
     def last_stages(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The outputs of ``layer3`` (at H/16) and ``layer4`` (at H/32)."""
+        """Return the outputs of ``layer3`` (at H/16) and ``layer4`` (at H/32)."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         shallow = self.layer3(self.layer2(self.layer1(x)))
         return shallow, self.layer4(shallow)

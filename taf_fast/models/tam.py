@@ -1,6 +1,6 @@
-"""Temporal Aggregation Module (Fan et al., NeurIPS 2019), in front of every block's first convolution.
+"""Temporal Aggregation Module (Fan et al., NeurIPS 2019), before every block's first convolution.
 
-Not MMAction2's TANet, whose Temporal Adaptive Module shares the abbreviation.
+This is not MMAction2's TANet, whose Temporal Adaptive Module has the same abbreviation.
 """
 
 import torch
@@ -12,13 +12,15 @@ from taf_fast.models.resnet import ResNet
 
 
 class TemporalAggregation(nn.Module):
-    """[B*T,C,h,w] -> the same shape: ReLU(previous x[t-1] + current x[t] + next x[t+1]), one weight per
-    channel each, zeros outside the clip."""
+    """Maps [B*T,C,h,w] to the same shape: ReLU(previous x[t-1] + current x[t] + next x[t+1]).
+
+    Each of the three has one weight per channel; frames outside the clip are zero.
+    """
 
     def __init__(self, channels: int, num_segments: int):
         super().__init__()
         self.num_segments = num_segments
-        # As a depthwise 1x1 convolution starts, Kaiming normal with fan-out.
+        # Initialised like a depthwise 1x1 convolution: Kaiming normal with fan-out.
         for name in ("previous", "current", "next"):
             weight = torch.randn(channels, 1, 1) * (2 / channels) ** 0.5
             self.register_parameter(name, nn.Parameter(weight))
@@ -32,7 +34,7 @@ class TemporalAggregation(nn.Module):
 
 
 class TemporalMaxPool(nn.Module):
-    """[B*T,C,h,w] -> [B*ceil(T/2),C,h,w], the maximum over 3 frames at stride 2."""
+    """Maps [B*T,C,h,w] to [B*ceil(T/2),C,h,w]: the maximum over 3 frames at stride 2."""
 
     def __init__(self, num_segments: int):
         super().__init__()
@@ -56,10 +58,10 @@ class TAM(FrameClassifier):
 def tam(
     depth: int, num_classes: int, num_segments: int, dropout: float = 0.5, temporal_stride: bool = False
 ) -> TAM:
-    """TAM on a ResNet of depth 18 or 50 (the paper's baseline has 50 and dropout .5).
+    """Build TAM on a ResNet of depth 18 or 50 (the TAF paper's baseline has depth 50 and dropout 0.5).
 
-    ``temporal_stride`` halves the number of frames after each of the first three stages. Such a model
-    has no features per frame: it can be trained and evaluated, but not attacked.
+    ``temporal_stride`` halves the number of frames after each of the first three stages. Such a model has no
+    features per frame: it can be trained and evaluated, but not attacked.
     """
     frames = [num_segments]
     for _ in range(3):

@@ -11,7 +11,7 @@ GROUPS = 32
 
 
 class ConvBNReLU(nn.Sequential):
-    """A convolution without bias, its batch norm, ReLU; over frames (2D) or clips (3D)."""
+    """A convolution without bias, a batch norm and a ReLU, over frames (2D) or clips (3D)."""
 
     def __init__(self, convolution: nn.Conv2d | nn.Conv3d):
         norm = nn.BatchNorm2d if isinstance(convolution, nn.Conv2d) else nn.BatchNorm3d
@@ -19,7 +19,7 @@ class ConvBNReLU(nn.Sequential):
 
 
 class LevelFusion(nn.Module):
-    """Two levels [B,C/2,1,h,w] -> [B,C,1,h,w]."""
+    """Fuses two levels [B,C/2,1,h,w] into [B,C,1,h,w]."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -34,11 +34,12 @@ class LevelFusion(nn.Module):
 
 
 class TemporalPyramid(nn.Module):
-    """Outputs of the last two stages, [B*T,C/2,2h,2w] and [B*T,C,h,w] -> [B,C,h,w].
+    """Fuses the outputs of the last two stages, [B*T,C/2,2h,2w] and [B*T,C,h,w], into [B,C,h,w].
 
-    Spatial modulation brings the shallow level to the deep one's shape; temporal modulation takes the
-    maximum over the clip of a temporal convolution of each; a top-down and then, from its result, a
-    bottom-up flow exchange between them; each flow is fused, and the two results again.
+    Spatial modulation brings the shallow level to the shape of the deep one. Temporal modulation applies a
+    temporal convolution to each level and takes its maximum over the clip. A top-down flow passes information
+    between the levels, followed by a bottom-up flow on its result. Each flow is fused, and the two results
+    are fused again.
     """
 
     def __init__(self, channels: int, num_segments: int):
@@ -50,7 +51,8 @@ class TemporalPyramid(nn.Module):
             for _ in range(2)
         )
         self.bottom_up = nn.Conv3d(half, half, (3, 1, 1), padding=(1, 0, 0), bias=False)
-        self.top_down_fusion, self.bottom_up_fusion = LevelFusion(channels), LevelFusion(channels)
+        self.top_down_fusion = LevelFusion(channels)
+        self.bottom_up_fusion = LevelFusion(channels)
         self.pyramid_fusion = ConvBNReLU(nn.Conv3d(2 * channels, channels, 1, bias=False))
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.Conv3d)):
@@ -71,7 +73,7 @@ class TemporalPyramid(nn.Module):
 
 
 class AuxiliaryHead(nn.Module):
-    """The shallow stage [B*T,C,h,w] -> logits [B,num_classes], for an additional loss in training."""
+    """Maps the shallow stage [B*T,C,h,w] to logits [B,num_classes], for an additional loss in training."""
 
     def __init__(self, channels: int, num_classes: int, num_segments: int, dropout: float):
         super().__init__()
@@ -89,15 +91,16 @@ class AuxiliaryHead(nn.Module):
 
 
 class TPN(VideoClassifier):
-    """TPN's last convolutions have no frame axis: its features are the output of the trunk's last stage,
-    and its head needs the stage before too.
+    """TPN on a shifted ResNet.
 
-    ``auxiliary`` is a second classifier, on that stage alone, that only training uses.
+    TPN's last convolutions have no frame axis. Its features are therefore the output of the trunk's last
+    stage, and its head also needs the stage before. ``auxiliary`` is a second classifier on that earlier
+    stage; only training uses it.
     """
 
     family = "tpn"
     tsn_groups = False
-    #: Weight of the auxiliary head's cross-entropy beside that of the logits.
+    #: Weight of the auxiliary head's cross-entropy; that of the logits has weight 1.
     auxiliary_weight = 0.5
 
     def __init__(self, depth: int, num_classes: int, num_segments: int, dropout: float):
@@ -111,22 +114,28 @@ class TPN(VideoClassifier):
         return {"mixed_shortcut": self.backbone.mixed_shortcut}
 
     def stages(self, clips: Tensor) -> tuple[Tensor, Tensor]:
-        """Clips [B,T,3,H,W] -> the features [B,T,C,h,w], which are the trunk's last stage, and the stage
-        before, [B,T,C/2,2h,2w]: what both heads take. Raises ValueError for another T."""
+        """Map clips [B,T,3,H,W] to the arguments of both heads.
+
+        Returns:
+            the features [B,T,C,h,w] (the trunk's last stage) and the stage before, [B,T,C/2,2h,2w].
+
+        Raises:
+            ValueError: the clips have another T.
+        """
         shallow, features = self.backbone.last_stages(self.frames(clips))
         return tuple(torch.unflatten(frames, 0, clips.shape[:2]) for frames in (features, shallow))
 
     def features(self, clips: Tensor) -> Tensor:
-        """The first of :meth:`stages`."""
+        """Map clips [B,T,3,H,W] to features [B,T,C,h,w], the first of :meth:`stages`."""
         return self.stages(clips)[0]
 
     def head(self, features: Tensor, shallow: Tensor) -> Tensor:
-        """Logits [B,num_classes] of the outputs of :meth:`stages`."""
+        """Map the outputs of :meth:`stages` to logits [B,num_classes]."""
         fused = self.neck(shallow.flatten(0, 1), features.flatten(0, 1))
         return self.fc(self.dropout(fused.mean((-2, -1))))
 
     def auxiliary_head(self, features: Tensor, shallow: Tensor) -> Tensor:
-        """Auxiliary logits [B,num_classes] of the outputs of :meth:`stages`."""
+        """Map the outputs of :meth:`stages` to auxiliary logits [B,num_classes]."""
         return self.auxiliary(shallow.flatten(0, 1))
 
     def forward(self, clips: Tensor) -> Tensor:
@@ -140,10 +149,11 @@ def tpn(
     dropout: float = 0.5,
     mixed_shortcut: bool = True,
 ) -> TPN:
-    """TPN on TSM with a ResNet of depth 18 or 50 (the paper's baseline has 50, dropout .5).
+    """Build TPN on TSM with a ResNet of depth 18 or 50 (the TAF paper's baseline has depth 50 and dropout
+    0.5).
 
-    ``mixed_shortcut``: the shortcut convolutions see shifted frames, as in TPN's own code; False for
-    MMAction2's TPN, where they do not. The weights have the same shapes, the logits differ.
+    With ``mixed_shortcut`` the shortcut convolutions see shifted frames, as in TPN's own code; pass False for
+    MMAction2's TPN. The weights have the same shapes, but the logits differ.
     """
     model = TPN(depth, num_classes, num_segments, dropout)
     model.backbone.mixed_shortcut = mixed_shortcut

@@ -1,4 +1,4 @@
-"""Temporal Shift Module (Lin et al., ICCV 2019): a shift in front of every block's first convolution."""
+"""Temporal Shift Module (Lin et al., ICCV 2019): a shift before every block's first convolution."""
 
 from torch import Tensor, nn
 
@@ -8,8 +8,8 @@ from taf_fast.models.resnet import ResNet
 
 
 class TemporalShift(nn.Module):
-    """[B*T,C,h,w] -> the same shape; one eighth of the channels comes from the next frame and one
-    eighth from the previous frame."""
+    """Maps [B*T,C,h,w] to the same shape; one eighth of the channels comes from the next frame and one eighth
+    from the previous frame."""
 
     def __init__(self, num_segments: int):
         super().__init__()
@@ -20,6 +20,7 @@ class TemporalShift(nn.Module):
 
 
 def shifted_resnet(depth: int, num_segments: int) -> ResNet:
+    """Build a ResNet of depth 18 or 50 with a temporal shift in every block."""
     return ResNet(depth, temporal=lambda channels, stage: TemporalShift(num_segments))
 
 
@@ -34,9 +35,9 @@ class TSM(FrameClassifier):
 def tsm(
     depth: int, num_classes: int, num_segments: int, dropout: float = 0.5, mixed_shortcut: bool = False
 ) -> TSM:
-    """TSM on a ResNet of depth 18 or 50 (the paper's baseline has 50 and dropout .5).
+    """Build TSM on a ResNet of depth 18 or 50 (the TAF paper's baseline has depth 50 and dropout 0.5).
 
-    ``mixed_shortcut``: the shortcut convolutions see shifted frames, as in the TPN project's own TSM.
+    With ``mixed_shortcut`` the shortcut convolutions see shifted frames, as in the TPN project's own TSM.
     """
     trunk = shifted_resnet(depth, num_segments)
     trunk.mixed_shortcut = mixed_shortcut
