@@ -1,1 +1,1 @@
-"""What a step costs on this machine, beside what one writes without this package."""
+"""Measure what a training step costs on this machine, compared with a step without this package."""

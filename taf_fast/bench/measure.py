@@ -1,4 +1,4 @@
-"""Time, memory and profile of a call, on the CPU and on a GPU."""
+"""Measure the time, memory and profile of a call, on a CPU or a GPU."""
 
 import os
 import time
@@ -12,8 +12,14 @@ import torch
 def interleaved_seconds(
     calls: dict[str, Callable], repeats: int, device: torch.device
 ) -> dict[str, list[float]]:
-    """Seconds of each call, ``repeats`` of them. All are called in turn, so that a slow moment of the machine
-    meets all of them; the first round, which allocates and compiles, does not count."""
+    """Time each call ``repeats`` times.
+
+    The calls take turns, so that a slow moment of the machine affects all of them. A first round, which
+    allocates and compiles, does not count.
+
+    Returns:
+        the seconds of every timed call, by name.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(repeats + 1):
         for name, call in calls.items():
@@ -26,13 +32,13 @@ def interleaved_seconds(
 
 
 def percentiles(values: Iterable[float]) -> dict[str, float]:
-    """The 20th, 50th and 80th, as ``p20``, ``p50`` and ``p80``."""
+    """Return the 20th, 50th and 80th percentile as ``p20``, ``p50`` and ``p80``."""
     values = list(values)
     return {f"p{q}": float(np.percentile(values, q)) for q in (20, 50, 80)}
 
 
 def peak_bytes(call: Callable, device: torch.device) -> int:
-    """The most that ``call`` holds at a time of what it allocates."""
+    """Return the peak of the bytes that ``call`` allocates and holds at the same time."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
@@ -49,14 +55,15 @@ def peak_bytes(call: Callable, device: torch.device) -> int:
 
 
 def matrix_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations per second of a large matrix product."""
+    """Return the rate of a large matrix product, in floating-point operations per second."""
     size = 8192 if device.type == "cuda" else 1536
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     return 2 * size**3 / _median_seconds(lambda: a @ b, device)
 
 
 def copy_rate(device: torch.device) -> float:
-    """Bytes per second, read and written, of a large copy within the device's memory."""
+    """Return the rate of a large copy within the device's memory, in bytes read plus bytes written per
+    second."""
     size = 2**32 if device.type == "cuda" else 2**27
     source = torch.randint(256, (size,), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
@@ -64,7 +71,7 @@ def copy_rate(device: torch.device) -> float:
 
 
 def _median_seconds(call: Callable, device: torch.device) -> float:
-    """Of one call among several in a row, so that waiting for a GPU is little of it."""
+    """Return the median seconds per call over several calls in a row, which hide the wait for a GPU."""
     row = 10 if device.type == "cuda" else 1
 
     def in_a_row():
@@ -75,7 +82,7 @@ def _median_seconds(call: Callable, device: torch.device) -> float:
 
 
 def operations_by_time(call: Callable, device: torch.device) -> str:
-    """The operations that take most of a call's time, from PyTorch's profiler."""
+    """Return a table of the operations that take most of a call's time, from PyTorch's profiler."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     key = "self_cpu_time_total"
     if device.type == "cuda":
@@ -88,7 +95,7 @@ def operations_by_time(call: Callable, device: torch.device) -> str:
 
 
 def _profile(activities: list, **options) -> torch.profiler.profile:
-    # Where it is not told otherwise, the library behind it prints its own start and end.
+    # By default, the library behind the profiler prints messages when it starts and stops.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     return torch.profiler.profile(activities=activities, **options)
 

@@ -1,4 +1,4 @@
-"""The steps of a model side by side: plain, naive, and this package's at given shares of attacked clips."""
+"""Compare training steps of a model: plain, naive, and this package's at given shares of attacked clips."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -12,32 +12,29 @@ from taf_fast import models
 from taf_fast.augment import TemporalAugment
 from taf_fast.bench.measure import interleaved_seconds, matrix_flops, operations_by_time, peak_bytes
 from taf_fast.bench.naive import NaiveStep
-from taf_fast.dual_batch_norm import add_adversarial_bn
-from taf_fast.memory_format import channels_last
+from taf_fast.models.dual_batch_norm import add_adversarial_bn
+from taf_fast.models.memory_format import channels_last
 from taf_fast.precision import autocast
-from taf_fast.step import PlainStep, TAFStep
+from taf_fast.step import Composition, PlainStep, TAFStep
 
 CLASSES = 174
-#: The step as fine-tuning takes it; with one backward, for other trainers; with the attack's gradient through
-#: the batch statistics; as written from the paper, in eager mode and compiled.
+#: In order: the step that fine-tuning uses; the step with one backward, for other trainers; the step with the
+#: attack's gradient through the batch statistics; the literal implementation, in eager mode and compiled.
 VARIANTS = ("taf_fast", "one backward", "through batch statistics", "naive", "naive, compiled")
 
 
-class FixedShare(TAFStep):
-    """Attacks the first clips of every batch, whatever the model says of them."""
-
-    def __init__(self, model: nn.Module, attacked: int, augment: TemporalAugment, compile: bool):
-        super().__init__(model, augment, compile=compile)
-        self.attacked = attacked
-
-    def _chosen(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return torch.arange(len(labels), device=labels.device) < self.attacked
+def first_clips(attacked: int) -> Composition:
+    """The composition that attacks the first clips of every batch, however the model classifies them."""
+    return lambda logits, labels: torch.arange(len(labels), device=labels.device) < attacked
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """How every step runs: ``compile`` concerns this package's steps, the plain one among them;
-    ``precision`` is as in :mod:`taf_fast.precision`; ``channels_last`` lays out clips and weights so."""
+    """How every step runs.
+
+    ``compile`` applies to this package's steps, including the plain one; ``precision`` is one of
+    :data:`taf_fast.precision.PRECISIONS`; ``channels_last`` is the memory format of clips and weights.
+    """
 
     device: torch.device
     compile: bool = False
@@ -51,8 +48,11 @@ class Setting:
 
 @dataclasses.dataclass(frozen=True)
 class StepCost:
-    """``share`` of the clips attacked with ``steps``: seconds of every timed round and the most bytes held;
-    ``forwards`` is what the step would cost, in forwards, if nothing but convolutions took time."""
+    """The measured cost of a step that attacks a ``share`` of the clips with ``steps`` attack steps.
+
+    ``times`` are the seconds of every timed round, ``bytes`` is the peak memory, and ``forwards`` is the
+    number of forwards that the step would take if only convolutions took time.
+    """
 
     name: str
     share: float
@@ -63,14 +63,18 @@ class StepCost:
 
     @property
     def seconds(self) -> float:
-        """The median."""
+        """The median of ``times``."""
         return median(self.times)
 
 
 @dataclasses.dataclass(frozen=True)
 class Costs:
-    """Of one model and batch: the steps, the plain one first; operations of one forward of the batch, the
-    machine's rate of them, and, if wanted, a profile of the last step of this package."""
+    """The costs of all steps for one model and batch.
+
+    ``rows`` starts with the plain step. ``forward_flops`` counts the operations of one forward of the batch,
+    ``matrix_flops`` is the machine's rate for a large matrix product in operations per second, and
+    ``profile`` is a table for the last of this package's steps, if requested.
+    """
 
     rows: list[StepCost]
     forward_flops: float
@@ -80,11 +84,12 @@ class Costs:
 
 
 class _OneBackward(nn.Module):
-    """A step in the form for other trainers, with one backward at its end."""
+    """A step as another trainer would call it, with one backward at its end."""
 
     def __init__(self, step: TAFStep):
         super().__init__()
-        self.model, self.step = step.model, step
+        self.model = step.model
+        self.step = step
 
     def accumulate_grads(self, clips: Tensor, labels: Tensor) -> None:
         self.step(clips, labels)["loss"].backward()
@@ -102,17 +107,20 @@ def measure_steps(
     profile: bool = False,
     variants: Iterable[str] = ("taf_fast", "naive", "naive, compiled"),
 ) -> Costs:
-    """Time all steps in turn, and take the peak memory of each.
+    """Time all steps in turn and measure the peak memory of each.
 
     Args:
         name, num_segments: see :func:`taf_fast.models.build`.
-        size: side of the frames in pixels. Clips are random: times do not depend on what they show.
-        setting: of all steps, but for ``compile``.
-        shares: of attacked clips, in [0,1], rounded to whole clips.
-        steps: attack steps, K.
+        size: side of the frames in pixels. The clips are random, because times do not depend on their
+            content.
+        batch_size: clips per step.
+        setting: the setting of all steps; its ``compile`` applies to this package's steps only.
+        shares: shares of attacked clips, in [0,1], rounded to whole clips.
+        steps: numbers of attack steps, K.
         repeats: timed rounds.
         profile: also profile a step.
-        variants: beside the plain step, of :data:`VARIANTS`; none compiled where ``setting`` is not.
+        variants: the steps to compare with the plain one, from :data:`VARIANTS`. Compiled variants are
+            skipped if ``setting`` is not compiled.
     """
     device = setting.device
     clips = torch.randn(batch_size, num_segments, size, size, 3, device=device).movedim(-1, 2)
@@ -132,7 +140,7 @@ def measure_steps(
         for k in steps if attacked else (1,):
             for variant in variants:
                 naive = variant.startswith("naive")
-                # One would be the plain step, the other the naive one once more.
+                # The first would equal the plain step, the second the naive step.
                 if (naive and not attacked) or (variant == "naive, compiled" and not setting.compile):
                     continue
                 model = add_adversarial_bn(fresh())
@@ -147,7 +155,7 @@ def measure_steps(
     times = timed(calls, repeats, device)
     rows = []
     for key, (step, forwards) in measured.items():
-        step.model.zero_grad(set_to_none=True)  # not among what the call allocates
+        step.model.zero_grad(set_to_none=True)  # gradients of earlier calls must not count
         peak = _resident(step.model) + peak_bytes(calls[key], device)
         rows.append(StepCost(*key, times[key], peak, forwards))
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -159,9 +167,9 @@ def measure_steps(
 
 
 def timed(calls: dict, repeats: int, device: torch.device) -> dict:
-    """:func:`taf_fast.bench.measure.interleaved_seconds` of steps, of which some may be compiled."""
-    # They compile the same functions: one too many would quietly be timed as it is in eager mode; and what
-    # another size has left would make a size dynamic.
+    """Time steps with :func:`taf_fast.bench.measure.interleaved_seconds`; some may be compiled."""
+    # All steps compile the same functions. Beyond the recompile limit a step would silently run in eager
+    # mode, and graphs left from another size would make a size dynamic.
     torch._dynamo.reset()
     with torch._dynamo.config.patch(recompile_limit=64, fail_on_recompile_limit_hit=True):
         return interleaved_seconds(calls, repeats, device)
@@ -170,18 +178,18 @@ def timed(calls: dict, repeats: int, device: torch.device) -> dict:
 def _step(
     variant: str, model: nn.Module, attacked: int, p: float, k: int, compile: bool
 ) -> tuple[nn.Module, float]:
-    """A variant and its forwards."""
+    """Build a variant; return it with the number of forwards that it costs."""
     if variant.startswith("naive"):
         return NaiveStep(model, attacked, k, variant == "naive, compiled"), 6 + 3 * p + 3 * (k - 1)
     through = variant == "through batch statistics"
     augment = TemporalAugment(steps=k, attack_bn="batch" if through else "frozen")
-    step = FixedShare(model, attacked, augment, compile)
-    # The attack goes back to the pixels of its clips, of all clips through batch statistics; each further
-    # step forwards them before.
+    step = TAFStep(model, augment, composition=first_clips(attacked), compile=compile)
+    # The attack's backward reaches the pixels of the attacked clips, or of all clips through batch
+    # statistics. Each further attack step adds a forward of them.
     pixels = (1 if through and attacked else p) * (2 * k - 1)
     return _OneBackward(step) if variant == "one backward" else step, 3 + 3 * p + pixels
 
 
 def _resident(model: nn.Module) -> int:
-    """Bytes of parameters and buffers; a step's own allocations begin with the gradients."""
+    """Return the bytes of parameters and buffers; a step's own allocations begin with the gradients."""
     return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())

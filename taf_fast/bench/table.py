@@ -1,15 +1,20 @@
-"""The measured steps as a table."""
+"""Show measured and counted steps as tables."""
 
 from rich import box
 from rich.table import Table
 
+from taf_fast.bench.counts import Counts, StepCounts
+from taf_fast.bench.prediction import predicted_seconds
 from taf_fast.bench.steps import Costs
 
 
 def cost_table(costs: Costs, title: str) -> Table:
-    """A row a step. ``over plain`` is measured; ``by forwards`` is what its share of forwards and backwards
-    would cost (see :class:`taf_fast.bench.steps.StepCost`); ``of matmul`` is the rate at which the step
-    gets through these, as a part of the machine's rate for a large matrix product."""
+    """Build a table with one row per step.
+
+    ``over plain`` is the measured overhead; ``by forwards`` is the overhead that counting forwards predicts
+    (see :class:`taf_fast.bench.steps.StepCost`); ``of matmul`` is the step's rate of operations, as a share
+    of the machine's rate for a large matrix product.
+    """
     table = Table(title=title, box=box.SIMPLE)
     columns = ("attacked", "K", "ms / step", "clips / s", "over plain", "by forwards", "memory", "of matmul")
     table.add_column("step")
@@ -18,7 +23,7 @@ def cost_table(costs: Costs, title: str) -> Table:
     plain = costs.rows[0]
     for row in costs.rows:
         attacked = row is not plain
-        # A forward is one part in three of a plain step.
+        # forward_flops is the cost of one forward.
         flops = costs.forward_flops * row.forwards
         table.add_row(
             row.name,
@@ -32,3 +37,50 @@ def cost_table(costs: Costs, title: str) -> Table:
             f"{flops / row.seconds / costs.matrix_flops:.0%}",
         )
     return table
+
+
+def count_table(steps: list[StepCounts], precision: str, title: str) -> Table:
+    """Build a table with a row for every phase of every step and one for the step as a whole.
+
+    The first step is the plain one; the predicted time is that of :data:`taf_fast.bench.prediction.H100`.
+    """
+    table = Table(title=title, box=box.SIMPLE)
+    table.add_column("step", no_wrap=True)
+    table.add_column("phase", no_wrap=True)
+    columns = ("launches", "of matrices", "unfused GB", "TFLOP", "waits", "peak GiB", "predicted ms")
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    plain = predicted_seconds(steps[0], precision)
+    for step in steps:
+        name = step.name
+        for phase, counts in step.phases.items():
+            table.add_row(name, phase, *_shown(counts))
+            name = ""
+        seconds = predicted_seconds(step, precision)
+        over = "" if step is steps[0] else f" ({seconds / plain - 1:+.0%})"
+        table.add_row(
+            "", "in all", *_shown(step.total), f"{step.peak_bytes / 2**30:.2f}", f"{1000 * seconds:.1f}{over}"
+        )
+        table.add_section()
+    return table
+
+
+def _shown(counts: Counts) -> tuple[str, ...]:
+    return (
+        str(counts.launches),
+        str(counts.matrix_launches),
+        f"{counts.unfused_bytes / 1e9:.2f}",
+        f"{counts.flops / 1e12:.2f}",
+        str(counts.waits),
+    )
+
+
+def count_ratios(plain: StepCounts, step: StepCounts) -> str:
+    """A step's counts as multiples of the plain step's, in a line."""
+    ratios = {
+        "launches": step.total.launches / plain.total.launches,
+        "unfused bytes": step.total.unfused_bytes / plain.total.unfused_bytes,
+        "FLOPs": step.total.flops / plain.total.flops,
+        "peak memory": step.peak_bytes / plain.peak_bytes,
+    }
+    return f"{step.name}: " + ", ".join(f"{name} {ratio:.3f}x" for name, ratio in ratios.items())

@@ -1,4 +1,4 @@
-"""Data sets: writing a synthetic one, looking at one."""
+"""Data sets: writing a synthetic one, scanning one."""
 
 import os
 from pathlib import Path
@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
-from taf_fast.run.config import RunError
-
-from .app import app
-from .options import Data
+from taf_fast.cli.app import app
+from taf_fast.cli.options import Data
+from taf_fast.errors import RunError
+from taf_fast.plain import say
 
 
 @app.command()
@@ -27,7 +27,7 @@ def synth(
         write(out, train_per_class=train_per_class, val_per_class=val_per_class, seed=seed, format=format)
     except (FileExistsError, ValueError) as error:
         raise RunError(str(error)) from None
-    print(f"wrote {out}")
+    say(f"wrote {out}")
 
 
 @app.command("scan")
@@ -35,15 +35,15 @@ def scan_command(
     data: Data,
     manifest: Annotated[
         Path | None,
-        typer.Option(help="File to keep what is seen in. Default: taf_fast_manifest.jsonl in --data."),
+        typer.Option(help="File for the results. Default: taf_fast_manifest.jsonl in --data."),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(help="Processes that look. Default: one per CPU.", min=1)
+        int | None, typer.Option(help="Number of processes. Default: one per CPU.", min=1, max=1024)
     ] = None,
     cache: Annotated[
         Path | None,
         typer.Option(
-            help="Then decode all clips into this folder, which is a data set to the other commands."
+            help="Then write all frames as JPEG into this folder, a data set for the other commands."
         ),
     ] = None,
     verify: Annotated[
@@ -52,10 +52,14 @@ def scan_command(
             "--verify", help="Write nothing; name the clips that changed and exit with status 1 if any did."
         ),
     ] = False,
+    quick: Annotated[
+        bool,
+        typer.Option("--quick", help="Read containers only: faster, but damaged frames are not found."),
+    ] = False,
 ) -> None:
-    """Look at every clip once: what finetune, evaluate and attention then need not do again."""
-    from taf_fast.run import scan as run
-    from taf_fast.run.cache import cache as write_cache
+    """Decode every clip once, find the bad ones, and save finetune, evaluate and attention the same work."""
+    from taf_fast.cli import scan as run
+    from taf_fast.cli.scan import cache as write_cache
 
     workers = workers or os.cpu_count() or 1
     if verify:
@@ -64,6 +68,6 @@ def scan_command(
         if not run.verify(data, manifest, workers):
             raise typer.Exit(1)
         return
-    run.scan(data, manifest, workers)
+    run.scan(data, manifest, workers, quick)
     if cache is not None:
         write_cache(data, manifest, cache, workers)

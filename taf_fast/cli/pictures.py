@@ -1,208 +1,214 @@
-"""The paper's pictures, each beside a CSV of the numbers in it."""
+"""The paper's pictures, each with a CSV file of the numbers in it."""
 
-import math
 import statistics
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from taf_fast.data import read_dataset
-from taf_fast.files import write_csv
-from taf_fast.report.names import short_names
-from taf_fast.run import ranks
-from taf_fast.run.config import FinetuneConfig, RunError
-from taf_fast.run.evaluate import Prediction, read_predictions
-from taf_fast.run.trained import open_trained
-
-from .app import app
-from .options import (
-    ClassOrder,
+from taf_fast.cli.app import app
+from taf_fast.cli.options import (
+    BatchedOptions,
     Data,
-    Device,
-    ManifestOption,
-    Segments,
-    Size,
-    Threads,
-    Trust,
-    device_of,
-    require_folder,
+    TrainedOptions,
+    find_weights,
+    option,
+    png_and_csv,
+    require_writable,
+    with_trained_options,
 )
+from taf_fast.errors import RunError
+from taf_fast.plain import printable, say
+from taf_fast.process import ranks
+from taf_fast.report.names import short_names
+from taf_fast.run.config import DATA, MODEL, FinetuneConfig
+from taf_fast.sweep.stats import half_interval
 
-
-def _png(path: Path | None) -> Path | None:
-    require_folder(path)
-    if path is not None and path.suffix != ".png":
-        raise RunError(f"--out must be a .png file, got {path}")
-    return path
+if TYPE_CHECKING:
+    from taf_fast.measure.evaluate import Prediction
 
 
 Out = Annotated[
-    Path, typer.Option(help="PNG file; the numbers go beside it, into a CSV of its name.", callback=_png)
+    Path,
+    typer.Option(
+        help="PNG file; the numbers go into a CSV file of the same name.", callback=png_and_csv("--out")
+    ),
 ]
 
 
 @app.command()
+@with_trained_options("options")
 def attention(
-    data: Data,
     checkpoint: Annotated[
-        list[Path], typer.Option(help="Weights, as for evaluate; repeat to compare.", show_default=False)
+        list[Path],
+        typer.Option(
+            help="Weights, as for evaluate; repeat to compare.", rich_help_panel=MODEL, callback=find_weights
+        ),
     ],
+    options: BatchedOptions,
     out: Annotated[
         Path | None,
-        typer.Option(help="PNG file of strips; their numbers go beside it, into a CSV.", callback=_png),
+        typer.Option(
+            help="PNG file of strips; their numbers go into a CSV file of the same name.",
+            callback=png_and_csv("--out"),
+        ),
     ] = None,
     clip: Annotated[
-        list[str] | None, typer.Option(help="Id of a validation video; repeat for more. Default: the first.")
+        list[str] | None,
+        typer.Option(help="Id of a validation video; repeatable. Default: the first.", rich_help_panel=DATA),
     ] = None,
     measure: Annotated[
-        Path | None, typer.Option(help="CSV file: how attention is spread in every validation video.")
+        Path | None,
+        typer.Option(help="CSV file: how attention spreads over the frames of every validation video."),
     ] = None,
-    num_segments: Segments = None,
-    size: Size = None,
-    class_order: ClassOrder = None,
-    manifest: ManifestOption = None,
-    batch_size: Annotated[int, typer.Option(help="Clips measured at once.")] = 32,
-    device: Device = None,
-    threads: Threads = 2,
-    trust_checkpoint: Trust = False,
 ) -> None:
     """Draw frames of clips with each model's Grad-CAM of the true class, and measure how it is spread."""
-    from taf_fast.report.attention import attention_rows, strip, strip_rows, strips_figure
+    from taf_fast.measure.attention import ATTENTION
+    from taf_fast.report.attended import attended_clip
     from taf_fast.report.figures import save
+    from taf_fast.report.strips import strip_rows, strips_figure
 
     if out is None and measure is None:
         raise RunError("nothing to do: give --out for a picture, --measure for numbers, or both")
-    require_folder(measure)
+    require_writable(measure)
     if out is not None and measure is not None and measure.resolve() == out.resolve().with_suffix(".csv"):
-        raise RunError(f"--measure must be another file than {measure}, where the numbers of --out go")
+        raise RunError(f"--measure must not be {measure}: the numbers of --out go there")
     # A run's weights go by the name of its folder.
     names = short_names([path.resolve().parent for path in checkpoint])
     if len(set(names)) < len(names):
         names = short_names(checkpoint)
-    models = {
-        name: open_trained(
-            data,
-            path,
-            device_of(device),
-            num_segments=num_segments,
-            size=size,
-            class_order=class_order,
-            manifest=manifest,
-            batch_size=batch_size,
-            threads=threads,
-            trust_checkpoint=trust_checkpoint,
-        )
-        for name, path in zip(names, checkpoint, strict=True)
-    }
+    models = {name: options.open(path) for name, path in zip(names, checkpoint, strict=True)}
     if out is not None:
-        strips = [strip(models, id) for id in clip or [None]]
+        strips = [attended_clip(models, id) for id in clip or [None]]
         if ranks.first():
-            save(strips_figure(strips), [row for s in strips for row in strip_rows(s.id, s.maps)], out)
-        print(f"wrote {out}")
+            save(strips_figure(strips), [row for strip in strips for row in strip_rows(strip)], out)
+        say(f"wrote {out}")
     if measure is not None:
         rows = {
-            name: attention_rows(trained.model, trained.loader, trained.device)
+            name: ATTENTION.rows(trained.model, trained.loader, trained.device)
             for name, trained in models.items()
         }
         if ranks.first():
-            write_csv(measure, [{"checkpoint": name} | row for name in rows for row in rows[name]])
+            ATTENTION.write(measure, rows)
         print_spread(rows)
-        print(f"wrote {measure}")
+        say(f"wrote {measure}")
 
 
 def print_spread(rows: dict[str, list[dict]]) -> None:
-    """Of every model the means over its rows with their standard errors, and the videos without attention."""
-    from taf_fast.report.attention import without_attention
+    """Print the means over each model's rows, with half of their 95 % confidence intervals, and its number of
+    videos without attention."""
+    from taf_fast.measure.attention import without_attention
 
+    rows = {printable(name): measured for name, measured in rows.items()}
     width = max(len(name) for name in ("checkpoint", *rows))
-    print(f"{'checkpoint':{width}}  videos  without  {'entropy':17}  top-frame share")
+    say(f"{'checkpoint':{width}}  videos  without  {'entropy':17}  top-frame share")
     for name, measured in rows.items():
-        entropy, top = (_mean_and_error([row[c] for row in measured]) for c in ("entropy", "top_share"))
-        print(f"{name:{width}}  {len(measured):6}  {without_attention(measured):7}  {entropy:17}  {top}")
+        entropy, top = (_mean_and_interval([row[c] for row in measured]) for c in ("entropy", "top_share"))
+        say(f"{name:{width}}  {len(measured):6}  {without_attention(measured):7}  {entropy:17}  {top}")
 
 
-def _mean_and_error(values: list[float]) -> str:
-    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return f"{statistics.fmean(values):.4f} +- {error:.4f}"
+def _mean_and_interval(values: list[float]) -> str:
+    half = half_interval(values)
+    return f"{statistics.fmean(values):.4f}" + ("" if half is None else f" ± {half:.4f}")
 
 
 @app.command()
+@with_trained_options("options", TrainedOptions)
 def perturbations(
-    data: Data,
-    checkpoint: Annotated[Path, typer.Option(help="Weights, as for evaluate.")],
+    checkpoint: Annotated[
+        Path,
+        typer.Option(help="Weights, as for evaluate.", rich_help_panel=MODEL, callback=find_weights),
+    ],
     out: Out,
-    clip: Annotated[str | None, typer.Option(help="Id of a validation video. Default: the first.")] = None,
-    epsilon: Annotated[float, typer.Option(help="In pixels of range [0,1].")] = FinetuneConfig.epsilon,
-    step_size: Annotated[float, typer.Option(help="In pixels of range [0,1].")] = FinetuneConfig.step_size,
-    steps: Annotated[int, typer.Option(help="Attack steps, K.")] = FinetuneConfig.steps,
-    num_segments: Segments = None,
-    size: Size = None,
-    class_order: ClassOrder = None,
-    manifest: ManifestOption = None,
-    device: Device = None,
-    trust_checkpoint: Trust = False,
+    options: TrainedOptions,
+    clip: Annotated[
+        str | None,
+        typer.Option(help="Id of a validation video. Default: the first.", rich_help_panel=DATA),
+    ] = None,
+    epsilon: Annotated[float, option("epsilon")] = FinetuneConfig.epsilon,
+    step_size: Annotated[float, option("step_size")] = FinetuneConfig.step_size,
+    steps: Annotated[int, option("steps")] = FinetuneConfig.steps,
 ) -> None:
     """Draw a clip, clean and after the cross-entropy attack and temporal augmentation, with its Grad-CAM."""
     from taf_fast.augment import CrossEntropyAugment, TemporalAugment
-    from taf_fast.report.attention import load_clip
+    from taf_fast.measure.perturbations import perturb, perturbation_rows
     from taf_fast.report.figures import save
-    from taf_fast.report.perturbations import perturb, perturbation_rows, perturbations_figure
+    from taf_fast.report.perturbations import perturbations_figure, setting
+    from taf_fast.report.strips import seen
+    from taf_fast.run.trained import load_clip, taken_frames
 
-    options = dict(epsilon=epsilon, step_size=step_size, steps=steps)
     try:
         augments = {
-            "cross-entropy attack": CrossEntropyAugment(**options),
-            "temporal augmentation": TemporalAugment(**options),
+            "cross-entropy attack": CrossEntropyAugment(epsilon=epsilon, step_size=step_size, steps=steps),
+            "temporal augmentation": TemporalAugment(epsilon=epsilon, step_size=step_size, steps=steps),
         }
     except ValueError as error:
         raise RunError(str(error)) from None
-    trained = open_trained(
-        data,
-        checkpoint,
-        device_of(device),
-        num_segments=num_segments,
-        size=size,
-        class_order=class_order,
-        manifest=manifest,
-        trust_checkpoint=trust_checkpoint,
-    )
+    trained = options.open(checkpoint)
     batch = load_clip(trained.loader, clip)
     on_device = (batch.clips.to(trained.device), batch.labels.to(trained.device))
-    pixels, maps = perturb(trained.model, *on_device, augments)
-    title = f"{batch.ids[0]}: {trained.dataset.classes[batch.labels[0]]}"
+    pixels, maps, scores = perturb(trained.model, *on_device, augments)
+    classes, (id,), (label,) = trained.dataset.classes, batch.ids, batch.labels.tolist()
+    found = {kind: seen(maps[kind], scores[kind], label, classes) for kind in maps}
+    title = f"clip {id}: {setting(epsilon, step_size, steps)}"
     if ranks.first():
-        save(perturbations_figure(pixels, maps, title), perturbation_rows(pixels, maps), out)
-    print(f"wrote {out}")
+        frames = taken_frames(trained.loader, id)
+        figure = perturbations_figure(pixels, found, classes[label], frames, title)
+        attack = {"epsilon": epsilon, "step_size": step_size, "steps": steps}
+        rows = [
+            row
+            | {"class": classes[label], "predicted": found[row["kind"]].predicted}
+            | {"score": found[row["kind"]].score, "true_score": found[row["kind"]].true_score}
+            | {"video_frame": frames[row["frame"]]}
+            | attack
+            for row in perturbation_rows(pixels, maps)
+        ]
+        save(figure, rows, out)
+    say(f"wrote {out}")
 
 
 @app.command()
 def classes(
-    before: Annotated[Path, typer.Argument(help="Folder of a run, or a file of evaluate --predictions.")],
-    after: Annotated[Path, typer.Argument(help="Another, of the same clips.")],
+    before: Annotated[
+        Path, typer.Argument(help="Folder of a run, or a file that evaluate --predictions wrote.")
+    ],
+    after: Annotated[Path, typer.Argument(help="Another run or file, on the same clips.")],
     data: Data,
     out: Out,
     long_term: Annotated[
         Path | None,
         typer.Option(
-            help="File with a class a line. Default: the synthetic set's and those of report/paper.yaml."
+            help="Text file of long-term classes, one a line. Default: the paper's, which are of "
+            "Something-Something V1 and V2, and those of the synthetic set."
         ),
     ] = None,
 ) -> None:
-    """Draw how the top-1 of every class changed from one model to another."""
+    """Draw how the top-1 of every class changed from one model to another.
+
+    Classes of the paper's Table 5 are listed beside its numbers.
+    """
+    from rich.console import Console
+
+    from taf_fast.data import read_dataset
     from taf_fast.report.classes import class_rows, class_summary, classes_figure
     from taf_fast.report.figures import save
+    from taf_fast.report.paper import beside_table_5
 
     names = read_dataset(data, "validation").classes
     rows = class_rows(names, _predictions(before), _predictions(after), _long_term(long_term, names))
     if ranks.first():
         save(classes_figure(rows), rows, out)
-    print(class_summary(rows))
-    print(f"wrote {out}")
+        if (compared := beside_table_5(rows)).row_count:
+            Console().print(compared)
+    say(class_summary(rows))
+    say(f"wrote {out}")
 
 
-def _predictions(path: Path) -> list[Prediction]:
-    return read_predictions(path / "predictions.csv" if path.is_dir() else path)
+def _predictions(path: Path) -> "list[Prediction]":
+    from taf_fast.measure.evaluate import read_predictions
+    from taf_fast.run.folder import RunFolder
+
+    return read_predictions(RunFolder(path).predictions if path.is_dir() else path)
 
 
 def _long_term(path: Path | None, classes: tuple[str, ...]) -> list[str]:
@@ -213,7 +219,7 @@ def _long_term(path: Path | None, classes: tuple[str, ...]) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise RunError(f"{path} is no file of class names: {error}") from None
+        raise RunError(f"{path} cannot be read as a text file of class names: {error}") from None
     return [line.strip() for line in lines if line.strip()]
 
 
@@ -225,10 +231,9 @@ def curves(
     """Draw the training and the validation loss of runs over their epochs."""
     from taf_fast.report.curves import curves_figure, loss_rows
     from taf_fast.report.figures import save
+    from taf_fast.run.folder import RunFolder
 
-    rows = loss_rows(
-        {name: folder / "metrics.jsonl" for name, folder in zip(short_names(run), run, strict=True)}
-    )
+    rows = loss_rows({name: RunFolder(folder) for name, folder in zip(short_names(run), run, strict=True)})
     if ranks.first():
         save(curves_figure(rows), rows, out)
-    print(f"wrote {out}")
+    say(f"wrote {out}")

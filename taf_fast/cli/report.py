@@ -1,22 +1,23 @@
-"""All that runs show, on one page."""
+"""The report: one page about several runs."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from .app import app
-from .options import require_folder
+from taf_fast.cli.app import app
+from taf_fast.cli.options import require_writable
+from taf_fast.plain import say
 
 
 @app.command()
 def report(
-    run: Annotated[list[Path], typer.Argument(help="Folders of finetune, or of sweep.")],
-    out: Annotated[Path, typer.Option(help="HTML file.")],
+    run: Annotated[list[Path], typer.Argument(help="Folders of runs or of sweeps, or that hold these.")],
+    out: Annotated[Path, typer.Option(help="HTML file to write.")],
 ) -> None:
     """Write one HTML page of tables, curves, pictures and settings, each run compared with the first."""
     from taf_fast.report.page import write_page
 
-    require_folder(out)
+    require_writable(out)
     write_page(out, run)
-    print(f"wrote {out}")
+    say(f"wrote {out}")

@@ -1,52 +1,54 @@
-"""Ablations: many runs that differ in few values."""
+"""Ablations: many runs that differ in a few values."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from taf_fast.run.sweep_plan import NAMES, read_sweep
+from taf_fast.cli.app import app
+from taf_fast.cli.options import Trust, machine_of, option, with_run_values
+from taf_fast.plain import say
+from taf_fast.run.config import RUN
+from taf_fast.run.recipes import packaged
 
-from .app import app
-from .options import DEFAULT, ClassOrder, Data, Device, ManifestOption, Threads, Trust, device_of
+_OPTIONS = (
+    *("data", "checkpoint", "class_order", "manifest", "quarantine_limit"),
+    *("device", "compile", "decoder", "threads"),
+)
 
 
 @app.command()
+@with_run_values(
+    "given",
+    _OPTIONS,
+    required=["data"],
+    data=option("data", default=""),
+    checkpoint=option(
+        "checkpoint", help="Weights that all runs start from, unless FILE has a start.", default=""
+    ),
+)
 def sweep(
     file: Annotated[
-        str, typer.Argument(help=f"YAML file, see docs/sweeps.md, or one of the paper's: {', '.join(NAMES)}.")
+        str,
+        typer.Argument(
+            help="YAML file in the form of the package's own in taf_fast/sweeps, or one of these of the "
+            f"paper: {', '.join(packaged('sweeps'))}."
+        ),
     ],
-    data: Data,
-    out: Annotated[Path, typer.Option(help="Folder of the runs and tables; goes on with what is there.")],
-    checkpoint: Annotated[
-        Path | None, typer.Option(help="Weights that all runs start from, if FILE does not have a start.")
-    ] = None,
-    class_order: ClassOrder = None,
-    manifest: ManifestOption = None,
-    device: Device = None,
-    compile: Annotated[bool | None, typer.Option(help="torch.compile. Default: on a GPU only.")] = None,
-    decoder: Annotated[str, typer.Option(help="pyav, dali or, on a GPU, mixed.")] = DEFAULT["decoder"],
-    threads: Threads = DEFAULT["threads"],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="Folder of the runs and tables; a sweep that was stopped goes on there.", rich_help_panel=RUN
+        ),
+    ],
+    given: dict[str, Any],
     trust_checkpoint: Trust = False,
 ) -> None:
-    """Train all runs of an ablation and tabulate them, with mean and deviation over seeds."""
-    from taf_fast.report.attention import attention_rows
-    from taf_fast.run.robustness import robustness
-    from taf_fast.run.sweep import run_sweep
+    """Train all runs of an ablation and tabulate them, with mean and standard deviation over seeds."""
+    from taf_fast.sweep.plan import read_sweep
+    from taf_fast.sweep.run import run_sweep
 
-    device = str(device_of(device))
-    given = {
-        "data": str(data),
-        "out": str(out),
-        "checkpoint": None if checkpoint is None else str(checkpoint),
-        "class_order": class_order,
-        "manifest": None if manifest is None else str(manifest),
-        "device": device,
-        "compile": device.startswith("cuda") if compile is None else compile,
-        "decoder": decoder,
-        "threads": threads,
-    }
+    given = {"checkpoint": None, "out": out} | given | machine_of(given)
     planned = read_sweep(file, given, trust_checkpoint)
-    measures = {"robustness": robustness, "attention": attention_rows}
-    if run_sweep(out, planned, measures, trust_checkpoint):
-        print(f"wrote {out / 'table.csv'} and {out / 'runs.csv'}")
+    if run_sweep(out, planned, trust_checkpoint):
+        say(f"wrote {out / 'table.csv'} and {out / 'runs.csv'}")

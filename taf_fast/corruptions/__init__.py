@@ -1,16 +1,16 @@
-"""The corruptions of ImageNet-C (Hendrycks and Dietterich, 2019) that the paper's Table 3 tries, on clips."""
+"""The corruptions of ImageNet-C (Hendrycks and Dietterich, 2019) in the paper's Table 3, for clips."""
 
 import zlib
 
 import torch
 from torch import Tensor
 
-from .blur import defocus_blur, gaussian_blur, zoom_blur
-from .draws import Draws
-from .noise import gaussian_noise, impulse_noise, speckle_noise
-from .weather import brightness, snow
+from taf_fast.corruptions.blur import defocus_blur, gaussian_blur, zoom_blur
+from taf_fast.corruptions.draws import Draws
+from taf_fast.corruptions.noise import gaussian_noise, impulse_noise, speckle_noise
+from taf_fast.corruptions.weather import brightness, snow
 
-# From float64 pixels [B,T,3,H,W] in [0,1] to the same, not yet clipped to [0,1].
+# Each maps float64 pixels [B,T,3,H,W] in [0,1] to the same shape, not yet clipped to [0,1].
 _RANDOM = {
     "gaussian_noise": gaussian_noise,
     "impulse_noise": impulse_noise,
@@ -39,23 +39,23 @@ SEVERITIES = (1, 2, 3, 4, 5)
 
 
 def corrupt(clips: Tensor, name: str, severity: int, seeds: list[int]) -> Tensor:
-    """Clips as they would be seen in noise, out of focus or in snow; every frame draws its own.
+    """Corrupt clips with noise, blur, snow or brightness; every frame draws its own random numbers.
 
-    What is random depends on the clip's seed, the corruption and the severity, not on the other clips, and on
-    the kind of device, as PyTorch's generators do. Computed in float64 and truncated, as ImageNet-C does: the
-    rest is equal on all devices.
+    The random numbers depend on the seed of the clip, the corruption, the severity and the type of device
+    (PyTorch's generators differ between CPU and GPU), but not on the other clips. As in ImageNet-C, the
+    result is computed in float64 and truncated. Corruptions without random numbers are equal on all devices.
 
     Args:
         clips: uint8 [B,T,H,W,3], resized and cropped, of any size.
         name: one of ``NAMES``.
         severity: 1 to 5.
-        seeds: an integer for every clip.
+        seeds: one integer per clip.
 
     Returns:
-        uint8 [B,T,H,W,3] on the device of ``clips``, which stay as they are.
+        the corrupted clips, uint8 [B,T,H,W,3] on the device of ``clips``, which are not modified.
 
     Raises:
-        ValueError: for other clips, names or severities, or another number of seeds.
+        ValueError: clips of another shape or dtype, an unknown name or severity, or a wrong number of seeds.
     """
     if clips.dtype != torch.uint8 or clips.dim() != 5 or clips.shape[-1] != 3:
         raise ValueError(f"expected uint8 clips of shape [B,T,H,W,3], got {clips.dtype} {list(clips.shape)}")

@@ -1,11 +1,11 @@
-"""Random numbers of clips that do not depend on each other."""
+"""Independent random numbers for every clip."""
 
 import torch
 from torch import Tensor
 
 
 class Draws:
-    """A generator for every clip of a batch; draws are float64 [B, *shape] on ``device``."""
+    """One generator for every clip of a batch; draws are float64 [B, *shape] on ``device``."""
 
     def __init__(self, seeds: list[int], device: torch.device):
         self._options = [
@@ -14,9 +14,9 @@ class Draws:
         ]
 
     def normal(self, *shape: int) -> Tensor:
-        """Of mean 0 and standard deviation 1."""
+        """Draw from a normal distribution with mean 0 and standard deviation 1."""
         return torch.stack([torch.randn(shape, **options) for options in self._options])
 
     def uniform(self, *shape: int) -> Tensor:
-        """In [0,1)."""
+        """Draw uniformly from [0,1)."""
         return torch.stack([torch.rand(shape, **options) for options in self._options])

@@ -1,13 +1,13 @@
-"""Snow and bright light."""
+"""Snow and brightness; pixels are float64 [B,T,3,H,W] in [0,1]."""
 
 import torch
 from torch import Tensor
 
-from .draws import Draws
-from .zoom import zoom
+from taf_fast.corruptions.draws import Draws
+from taf_fast.corruptions.zoom import zoom
 
-# Mean and standard deviation of the flakes, their size, the least that is seen, reach and sigma of their
-# motion in pixels, weight of the picture as it was against a whitened one.
+# Per severity: mean and standard deviation of the flakes, their zoom, the threshold below which they vanish,
+# reach and sigma of their motion in pixels, and the weight of the original picture against a whitened one.
 _SNOW = (
     (0.1, 0.3, 3, 0.5, 10, 4, 0.8),
     (0.2, 0.3, 2, 0.5, 12, 4, 0.7),
@@ -18,7 +18,8 @@ _SNOW = (
 
 
 def snow(pixels: Tensor, severity: int, draws: Draws) -> Tensor:
-    """Falling flakes, the same turned by 180 degrees, and a picture whitened where it is dark."""
+    """Whiten the dark parts of the picture, and add falling flakes and the same flakes turned by 180
+    degrees."""
     mean, deviation, size, least, reach, sigma, weight = _SNOW[severity - 1]
     frames, _, height, width = pixels.shape[1:]
     flakes = zoom(mean + deviation * draws.normal(frames, height, width), size)
@@ -32,17 +33,20 @@ def snow(pixels: Tensor, severity: int, draws: Draws) -> Tensor:
 
 
 def brightness(pixels: Tensor, severity: int) -> Tensor:
-    """V + c at most 1 in HSV. At the same hue and saturation the channels keep their ratio to V, the largest;
-    black becomes grey."""
+    """Raise V by c in HSV, at most to 1. Hue and saturation stay, so the channels keep their ratio to V, the
+    largest channel; black becomes grey."""
     value = pixels.amax(-3, keepdim=True)
     ratio = torch.where(value > 0, pixels / value, 1)
     return ratio * (value + (0.1, 0.2, 0.3, 0.4, 0.5)[severity - 1]).clamp(max=1)
 
 
 def _motion_blur(levels: Tensor, reach: int, sigma: float, angles: Tensor) -> Tensor:
-    """ImageMagick's, of levels 0..255 [B,T,H,W]: in each frame the weighted mean of what lies up to
-    2 * ``reach`` pixels ahead in the direction of its angle [B,T] (radians, from right to down), with half
-    of a Gaussian as the weights; outside the picture its edge goes on."""
+    """Blur levels 0..255 [B,T,H,W] along a direction, as ImageMagick does.
+
+    Each value becomes the weighted mean of the values up to 2 * ``reach`` pixels ahead in the direction of
+    the frame's angle [B,T] (radians, from right to down). The weights are half of a Gaussian; the edge pixels
+    continue outside the picture.
+    """
     steps = torch.arange(2 * reach + 1, dtype=torch.float64)
     weights = torch.exp(-0.5 * (steps / sigma) ** 2)
     weights /= weights.sum()
@@ -56,5 +60,5 @@ def _motion_blur(levels: Tensor, reach: int, sigma: float, angles: Tensor) -> Te
             for place, direction in zip(places, directions, strict=True)
         )
         blurred += weight * frames[frame[:, None, None], rows[:, :, None], columns[:, None, :]]
-    # Rounded to 16 bits, then truncated to 8.
+    # ImageMagick rounds to 16 bits; the result is then truncated to 8.
     return (blurred + 0.5 / 257).floor().view_as(levels)

@@ -1,4 +1,4 @@
-"""Enlarging the centre of pictures to their own size."""
+"""Zoom into the centre of pictures."""
 
 import math
 
@@ -7,11 +7,14 @@ from torch import Tensor
 
 
 def zoom(planes: Tensor, factor: float) -> Tensor:
-    """The central ceil(size / factor) pixels of [N,C,H,W] enlarged by ``factor`` >= 1, bilinearly with the
-    centres of the corner pixels kept, and trimmed at both ends to H x W."""
+    """Enlarge the centre of ``planes`` [N,C,H,W] by ``factor`` >= 1, keeping their shape.
+
+    The central ceil(size / factor) pixels are enlarged bilinearly so that the corner pixels keep their
+    centres, and trimmed at both ends to H x W.
+    """
     sizes = planes.shape[-2:]
     shown = [math.ceil(size / factor) for size in sizes]
-    # Python's rounding, as scipy's.
+    # Python rounds as scipy does, whose zoom ImageNet-C uses.
     enlarged = [round(length * factor) for length in shown]
     centre = _centre(planes, shown)
     return _centre(F.interpolate(centre, enlarged, mode="bilinear", align_corners=True), sizes)

@@ -1,10 +1,10 @@
-"""What to call runs and files in tables and pictures."""
+"""Short names of runs and files in tables and pictures."""
 
 from pathlib import Path
 
 
 def short_names(paths: list[Path]) -> list[str]:
-    """The last parts of every path, as many as it takes to tell those that differ apart."""
+    """Each path's last parts, just enough of them to tell different paths apart."""
     parts = [path.resolve().parts for path in paths]
     for length in range(1, max(map(len, parts))):
         names = ["/".join(part[-length:]) for part in parts]

@@ -1,1 +1,1 @@
-"""Fine-tuning, evaluation and the files of a run."""
+"""Fine-tuning, and the files of a run."""

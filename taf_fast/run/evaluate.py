@@ -1,90 +1,109 @@
-"""Predictions of the clean path, and what they come to: top-1, top-5 and loss."""
+"""What a model makes of the validation videos."""
 
-import dataclasses
-from collections.abc import Iterable
+import os
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from taf_fast.clips import to_model_input
-from taf_fast.data import ClipLoader, DataError
-from taf_fast.files import read_csv, write_csv
-from taf_fast.run import ranks
+from taf_fast.data import ONE_VIEW, EvaluationViews
+from taf_fast.measure.by_class import class_scores, confusion_matrix, mean_class_accuracy
+from taf_fast.measure.evaluate import Evaluation, Prediction, evaluating, predict, score, write_predictions
+from taf_fast.process import ranks
+from taf_fast.run.config import FinetuneConfig
+from taf_fast.run.trained import Trained, open_trained
 
 
-@dataclasses.dataclass(frozen=True)
-class Prediction:
-    """One video: its class and the predicted one, the place of its class among the logits (0: the largest)
-    and its cross-entropy."""
+@dataclass(frozen=True)
+class Evaluated:
+    """Scores, the prediction for every video by id, the names of the classes by label, and the reasons of
+    videos that were left out by their ids."""
 
-    id: str
-    label: int
-    predicted: int
-    place: int
-    loss: float
+    scores: Evaluation
+    predictions: list[Prediction]
+    classes: tuple[str, ...]
+    left_out: dict[str, str]
+
+    def by_class(self) -> list[dict]:
+        """A row for every class, see :func:`taf_fast.measure.by_class.class_scores`."""
+        return class_scores(self.predictions, self.classes)
+
+    @property
+    def mean_class_accuracy(self) -> float:
+        """The mean top-1 of the classes that have videos, in [0,1]."""
+        return mean_class_accuracy(self.by_class())
+
+    def confusion_matrix(self) -> np.ndarray:
+        """Number of videos, int64 [classes,classes]: true classes in rows, predicted ones in columns."""
+        return confusion_matrix(self.predictions, len(self.classes))
+
+    def write_predictions(self, path: str | os.PathLike) -> None:
+        """Write a CSV with a row for every video, see :func:`taf_fast.measure.evaluate.write_predictions`."""
+        write_predictions(Path(path), self.predictions, self.classes)
 
 
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
-    """Fractions in [0,1]; ``loss`` is the mean cross-entropy over ``clips`` videos."""
+def evaluate(
+    model: nn.Module | str | os.PathLike,
+    data: str | os.PathLike,
+    *,
+    num_segments: int | None = None,
+    size: int | None = None,
+    class_order: str | None = None,
+    manifest: str | os.PathLike | None = None,
+    views: EvaluationViews = ONE_VIEW,
+    batch_size: int = 32,
+    threads: int = 2,
+    quarantine_limit: float = FinetuneConfig.quarantine_limit,
+    device: str | torch.device | None = None,
+    trust_checkpoint: bool = False,
+) -> Evaluated:
+    """Predict the validation videos of a data set, from the mean logits of all views of each.
 
-    top1: float
-    top5: float
-    loss: float
-    clips: int
+    Args:
+        model: a checkpoint of any origin that finetune reads, or a model that takes clips [B,T,3,H,W] to
+            logits [B,classes], its classes in the order of the data set's; it returns to its former mode.
+        data: the folder of a data set, as for finetune.
+        device: where the model moves and stays; None for where it is, and for the CPU with a checkpoint.
 
+    The others are as of :func:`taf_fast.run.trained.open_trained`.
 
-@torch.no_grad()
-def predict(model: nn.Module, loader: ClipLoader, device: torch.device) -> list[Prediction]:
-    """All clips of ``loader`` that decode, each by the mean of the logits of its views.
-
-    Ranks, each with its share of the clips, get the predictions of all. The model is in its former mode
-    afterwards.
+    Raises:
+        RunError, DataError, CheckpointError: a value is out of range, or a file or the model does not fit.
     """
-    was_training = model.training
-    model.eval()
-    found = {}
-    with ranks.together():
-        for batch in loader:
-            labels = batch.labels.to(device)
-            logits = model(to_model_input(model, batch.clips.to(device)))
-            logits = logits.unflatten(0, (len(labels), -1)).mean(1)
-            order = logits.argsort(1, descending=True)
-            places = (order == labels[:, None]).int().argmax(1)
-            losses = F.cross_entropy(logits, labels, reduction="none")
-            columns = (labels, order[:, 0], places, losses)
-            rows = zip(batch.ids, *(column.tolist() for column in columns), strict=True)
-            found |= {row[0]: Prediction(*row) for row in rows}
-    model.train(was_training)
-    return list(ranks.union(found).values())
+    if device is None:
+        parameters = model.parameters() if isinstance(model, nn.Module) else iter(())
+        device = next((parameter.device for parameter in parameters), torch.device("cpu"))
+
+    with evaluating(model) if isinstance(model, nn.Module) else nullcontext():
+        return judge(
+            open_trained(
+                Path(data),
+                model if isinstance(model, nn.Module) else Path(model),
+                torch.device(device),
+                num_segments=num_segments,
+                size=size,
+                class_order=class_order,
+                manifest=None if manifest is None else Path(manifest),
+                views=views,
+                batch_size=batch_size,
+                threads=threads,
+                quarantine_limit=quarantine_limit,
+                trust_checkpoint=trust_checkpoint,
+            )
+        )
 
 
-def score(predictions: list[Prediction]) -> Evaluation:
-    clips = len(predictions)
+def judge(trained: Trained) -> Evaluated:
+    """Predict all validation videos; ranks, each with its share of them, all return the whole.
 
-    def mean(values: Iterable[float]) -> float:
-        return sum(values) / clips
-
-    return Evaluation(
-        top1=mean(p.place < 1 for p in predictions),
-        top5=mean(p.place < 5 for p in predictions),
-        loss=mean(p.loss for p in predictions),
-        clips=clips,
-    )
-
-
-def write_predictions(path: Path, predictions: list[Prediction]) -> None:
-    """A CSV with a line for every video, in the order of their ids."""
-    write_csv(path, [dataclasses.asdict(p) for p in sorted(predictions, key=lambda p: p.id)])
-
-
-def read_predictions(path: Path) -> list[Prediction]:
-    """Raises DataError for a file that is no CSV of :func:`write_predictions`."""
-    kinds = {field.name: field.type for field in dataclasses.fields(Prediction)}
-    try:
-        rows = read_csv(path)
-        return [Prediction(**{name: kinds[name](value) for name, value in row.items()}) for row in rows]
-    except (OSError, KeyError, ValueError, TypeError) as error:
-        raise DataError(f"{path} is no file of predictions: {error}") from None
+    Raises:
+        DataError: too many videos cannot be decoded.
+        RunError: the loss of a video is not finite, or the model has another number of classes than the data.
+    """
+    classes = trained.dataset.classes
+    found = predict(trained.model, trained.loader, trained.device, len(classes))
+    found = sorted(found, key=lambda prediction: prediction.id)
+    return Evaluated(score(found), found, classes, ranks.union(trained.loader.quarantined))

@@ -1,16 +1,21 @@
 """The fine-tuning loop."""
 
+import contextlib
+import copy
 import dataclasses
-import json
 import math
+import resource
 import statistics
 import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from taf_fast.augment.batch_statistics import SingleValueError
 from taf_fast.data import (
     Batch,
     ClipLoader,
@@ -19,71 +24,196 @@ from taf_fast.data import (
     VideoDataset,
     read_dataset,
     read_manifest,
-    scan,
 )
-from taf_fast.dual_batch_norm import add_adversarial_bn, strip_adversarial_bn
-from taf_fast.files import write_atomically, write_text
-from taf_fast.memory_format import channels_last
+from taf_fast.errors import ClassesError, OutputError, RunError, Stopped
+from taf_fast.files import make_folder, write_atomically, write_json
+from taf_fast.measure.evaluate import Evaluation, Prediction, predict, score, write_predictions
+from taf_fast.models.dual_batch_norm import add_adversarial_bn, strip_adversarial_bn
+from taf_fast.models.memory_format import channels_last
+from taf_fast.plain import say
 from taf_fast.precision import autocast
-from taf_fast.run import ranks
-from taf_fast.run.checkpoint import ModelInfo, load_state, save_state, save_weights
-from taf_fast.run.config import FinetuneConfig, RunError
+from taf_fast.process import ranks
+from taf_fast.process.host_copy import HostCopy
+from taf_fast.process.progress import Progress
+from taf_fast.process.stopping import StopRequest
+from taf_fast.run.average import moving_average
+from taf_fast.run.best import Best
+from taf_fast.run.checkpoint import (
+    ModelInfo,
+    first_not_finite,
+    load_state,
+    require_whole,
+    save_state,
+    save_weights,
+)
+from taf_fast.run.config import FinetuneConfig, absolute, names_of
 from taf_fast.run.environment import environment
-from taf_fast.run.evaluate import Evaluation, Prediction, predict, score, write_predictions
-from taf_fast.run.metrics import MetricsLog, read_metrics
-from taf_fast.run.model import build_model
-from taf_fast.run.optim import build_sgd, set_learning_rate
-from taf_fast.run.progress import Progress
-from taf_fast.run.stopping import StopRequest
+from taf_fast.run.folder import RunFolder
+from taf_fast.run.metrics import MetricsLog
+from taf_fast.run.model import build_model, norm_of_single_values
+from taf_fast.run.optim import build_optimizer, learning_rates, set_learning_rate
+from taf_fast.run.scanned import scanned
+from taf_fast.run.trackers import Trackers, require_trackers
+from taf_fast.run.values import FREE_ON_RESUME, Scope, quoted
 from taf_fast.step import PlainStep, TAFStep
 
-# What is measured on each rank for its own clips, as means over them; the rest is counted.
+# Means over the clips of each rank, which are averaged over ranks; everything else is summed.
 _MEANS = {"loss", "clean_loss", "adv_loss", "grad_norm"}
+
+
+# The end of the names of those checksums that are of the sizes of all files.
+_SIZES = "sizes of files"
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What a finished run leaves: the weights, without adversarial batch norms, and their scores."""
+    """A finished run.
+
+    ``weights`` is the file of the model without adversarial batch norms, ``evaluation`` its scores on the
+    validation videos, ``seconds_per_step`` the median and ``attacked_share`` the fraction of the training
+    clips that were attacked, in [0,1]. ``best`` is the best epoch, whose model is ``best.safetensors`` in the
+    run's folder, if the configuration has ``keep_best``. With ``ema``, all of this is of the averaged model.
+    """
 
     weights: Path
     evaluation: Evaluation
     seconds_per_step: float
     attacked_share: float
+    best: Best | None = None
 
 
 def finetune(config: FinetuneConfig, resume: bool = False, trust_checkpoint: bool = False) -> Result | None:
-    """Run ``config`` to its end, or until SIGTERM or SIGINT asks to stop.
+    """Run ``config`` to its end, or until SIGTERM, SIGINT or SIGHUP asks to stop.
 
-    Ranks (:func:`taf_fast.run.ranks.joined`) share the clips of every step; what they share otherwise is such
-    that their models, batch statistics included, are always equal.
+    Ranks (:func:`taf_fast.process.ranks.joined`) share the clips of every step. They average gradients and
+    batch statistics, so that their models are always equal.
 
     Args:
-        config: ``config.checkpoint`` None trains from random weights.
-        resume: go on from the state in ``config.out``, if there is one; the result is then bit for
-            bit that of a run that was never interrupted, on the same machine with as many threads and ranks.
-        trust_checkpoint: run the code a ``torch.save`` checkpoint may hold.
+        config: without a checkpoint, training starts from random or ImageNet weights.
+        resume: go on from the state in ``config.out``, if there is one. On the same machine, with as many
+            threads and ranks, the result is bit for bit that of a run that was never interrupted, and that
+            had as many epochs from the start if there are more of them now.
+        trust_checkpoint: run the code that a ``torch.save`` checkpoint may hold.
 
     Returns:
-        The result, or None if the run was asked to stop; its state is then in ``config.out``.
+        The result, or None if the run was asked to stop and saved its state in ``config.out``, unless it had
+        not yet begun. It also stops if nothing can be printed any more, with an OutputError.
 
     Raises:
-        RunError, DataError, CheckpointError: input that cannot work, or a loss that is no longer finite.
+        RunError: a value cannot work, or the loss, the gradient or the model is no longer finite.
+        DataError, CheckpointError: the data or a checkpoint cannot be read, or does not fit.
+        FileError: another process works on the run, or a file cannot be written.
+        Stopped: a signal came before the first step of a run of several ranks.
     """
-    with StopRequest() as stop:
-        run = _Run(config, resume, trust_checkpoint)
+    with StopRequest(at_once=True) as stop, contextlib.ExitStack() as stack:
         try:
-            return run.train(stop)
-        except DataError:
-            run.save()  # the weights are sound: with mended data the run can go on from here
+            training = _Training(config, stack)
+            training.look_into_folder(resume)
+            training.build(trust_checkpoint)
+        except Stopped as stopped:
+            if ranks.count() > 1:
+                raise
+            say(stopped)
+            return None
+        stop.at_once = False
+        training.begin(resume)
+        try:
+            return training.train(stop)
+        except DataError as error:
+            # The weights are sound, so the run can go on once the data are mended. All ranks must save.
+            if error.known_to_all_ranks:
+                training.save()
             raise
 
 
-class _Run:
-    def __init__(self, config: FinetuneConfig, resume: bool, trust_checkpoint: bool):
+@dataclasses.dataclass(frozen=True)
+class DryRun:
+    """The first batch of a run, and what a training step of it takes on this rank.
+
+    ``clips`` uint8 [B,T,H,W,3] on the CPU, with their ``labels`` as names of classes and their ``ids``;
+    ``steps`` of an epoch; ``memory``, the largest so far, in bytes of the ``device`` (the process on a CPU);
+    ``step_seconds`` and ``load_seconds`` of the batch.
+    """
+
+    clips: Tensor
+    labels: tuple[str, ...]
+    ids: tuple[str, ...]
+    device: torch.device
+    loss: float
+    steps: int
+    memory: int
+    step_seconds: float
+    load_seconds: float
+
+    @property
+    def epoch_seconds(self) -> float:
+        """An estimate, without validation: clips are loaded while the step before is computed."""
+        return self.steps * max(self.step_seconds, self.load_seconds)
+
+
+def dry_run(config: FinetuneConfig, trust_checkpoint: bool = False) -> DryRun:
+    """Build all of a run and compute its first step twice, the second time to measure it; write nothing.
+
+    The folder ``config.out`` is not looked at. Arguments and errors are those of :func:`finetune`.
+    """
+    with contextlib.ExitStack() as stack:
+        training = _Training(config, stack)
+        training.build(trust_checkpoint)
+        return training.try_out()
+
+
+def _crc(text: str) -> str:
+    return f"{zlib.crc32(text.encode(errors='surrogatepass')):08x}"
+
+
+class _Scalars:
+    """Scalars of a step by ``names``, those on ``device`` on their way to the host in one copy."""
+
+    def __init__(self, scalars: dict[str, Tensor], device: torch.device):
+        self._scalars = scalars
+        self.names = list(scalars)
+        self._moved = [name for name, value in scalars.items() if value.device.type == device.type]
+        self._copy = HostCopy(torch.stack([scalars[name] for name in self._moved]))
+
+    def read(self) -> list[float]:
+        moved = dict(zip(self._moved, self._copy.read().tolist(), strict=True))
+        return [moved[name] if name in moved else float(self._scalars[name]) for name in self.names]
+
+
+class _Unsettled(NamedTuple):
+    """A step whose results have not been read yet: its number, scalars, clips of this rank, and what else to
+    log."""
+
+    step: int
+    scalars: _Scalars
+    clips: int
+    about: dict[str, float]
+
+
+class _Training:
+    """A run in progress on this rank."""
+
+    def __init__(self, config: FinetuneConfig, stack: contextlib.ExitStack) -> None:
+        require_trackers(config)
         self.config = config
-        self.folder = Path(config.out)
-        self.state_path = self.folder / "state.safetensors"
-        self._check_folder(resume)
+        self.folder = RunFolder(config.out)
+        self.stack = stack
+        self.locked = False
+        self.steps_done = self.epochs_validated = 0
+        self.best: Best | None = None
+        self.unsettled: _Unsettled | None = None
+        self.progress: Progress | None = None
+
+    def look_into_folder(self, resume: bool) -> None:
+        """Refuse a folder in which the run cannot begin or go on, before any work."""
+        # A new folder is made, and locked, only when the run is known to work.
+        ranks.from_first(lambda: self._take_folder(resume, make=False))
+
+    def build(self, trust_checkpoint: bool) -> None:
+        """Make the data loaders, the model, the optimiser and the step."""
+        config = self.config
+        if ranks.first() and (doubt := config.doubt()) is not None:
+            say(doubt)
         self.batch_size = ranks.share(config.batch_size)
         torch.manual_seed(config.seed)
         self.device = ranks.own_device(config.device)
@@ -91,66 +221,113 @@ class _Run:
         datasets = [read_dataset(config.data, split) for split in ("train", "validation")]
         if config.dataset not in (None, datasets[0].name):
             raise RunError(f"{config.data} holds {datasets[0].name}, expected {config.dataset}")
-        self.model = build_model(
-            datasets[0],
-            config.model,
-            config.num_segments,
-            None if config.checkpoint is None else Path(config.checkpoint),
-            config.class_order,
-            trust_checkpoint,
-            config.dropout,
-            None if config.imagenet is None else Path(config.imagenet),
-        )
+        self.model = self._build_model(datasets[0], trust_checkpoint)
         self.info = ModelInfo(
             config.model, datasets[0].classes, config.num_segments, config.size, self.model.options
         )
         train, validation = ranks.from_first(lambda: self._scan(datasets))
         self.loader = self._loader(train, train=True)
         self.validation = self._loader(validation, train=False)
+        if min(self.batch_size, len(train.good) // ranks.count()) == 1:
+            self._require_batches_of_one()
         if config.attack() is not None:
             add_adversarial_bn(self.model)
         channels_last(self.model.to(self.device)).train()
         self.optimizer = self._build_optimizer()
+        self.average = None if config.ema is None else moving_average(self.model, config.ema)
         self.running_statistics = [
             buffer
             for name, buffer in self.model.named_buffers()
             if name.endswith(("running_mean", "running_var"))
         ]
-        if not ranks.first():  # the first goes on as a process alone does
+        if not ranks.first():  # the first draws the same numbers as a single process
             torch.manual_seed(ranks.own_seed(config.seed))
         self.generator = torch.Generator(self.device).manual_seed(ranks.own_seed(config.seed))
         self.step = self._build_step()
 
-        # Only now is it known that the run can work, and that all ranks have looked into the folder.
-        self.metrics = MetricsLog(self.folder / "metrics.jsonl")
-        if ranks.first():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.folder / "config.yaml", config.write)
-            write_text(self.folder / "environment.json", json.dumps(environment(self.device), indent=1))
-        self.steps_done = lines = 0
-        if self.state_path.exists():
-            lines = self._restore()
-        if ranks.first():
-            self.metrics.rewind(lines)
+    def begin(self, resume: bool) -> None:
+        """Take the folder, restore the state in it, and write the files with which a run begins."""
+        # Nothing is written before the run is known to work and all ranks have looked into the folder.
+        self.metrics = MetricsLog(self.folder.metrics)
+        ranks.from_first(lambda: self._take_folder(resume, make=True))
+        lines, checksum = self._restore() if self.folder.state.exists() else (0, 0)
+        ranks.from_first(lambda: self._begin(lines, checksum))
 
-    def _check_folder(self, resume: bool) -> None:
-        if (self.folder / "config.yaml").exists():
+    def _begin(self, lines: int, checksum: int) -> None:
+        """Write the files with which a run begins. What a kill leaves without a configuration is no run."""
+        begun = self.folder.exists()
+        if begun:  # if its files do not fit, it keeps the configuration that it has
+            self._require_best()
+            self.metrics.rewind(lines, checksum)
+            if self._best_is_now():  # a kill may have come between the state and these weights
+                self._save_weights(self.folder.best)
+            if not self._ended():
+                self.folder.set_aside(self.epochs_validated)
+        write_atomically(self.folder.config, self.config.write)
+        earlier: dict[str, str] = {}
+        if self.steps_done:
+            with contextlib.suppress(RunError):  # without this file the run goes on all the same
+                earlier = self.folder.read_environment()
+        found = environment(self.device, self._data_lines(), earlier)
+        write_json(self.folder.environment, found, indent=1)
+        if not begun:
+            self.metrics.rewind(lines, checksum)
+        self.trackers = Trackers(self.folder, self.config, self.folder.read_metrics())
+        self.stack.callback(self.trackers.close)
+
+    def _take_folder(self, resume: bool, make: bool) -> None:
+        """Lock the folder, or one that is made if need be, and see whether the run may go on in it."""
+        if make:
+            make_folder(self.folder.path)
+        if not self.locked and self.folder.path.exists():
+            self.stack.enter_context(self.folder.held())
+            self.locked = True
+        if self.folder.exists():
             if not resume:
-                raise RunError(f"{self.folder} holds a run already: resume it, or choose another folder")
-            self.config.require_same_run(FinetuneConfig.read(self.folder / "config.yaml"))
+                raise RunError(f"{self.folder.path} holds a run already: resume it, or choose another folder")
+            self.config.require_same_run(self.folder.read_config(), resume=True)
+        elif left := self.folder.left_without_config():
+            raise RunError(
+                f"{self.folder.path} has {left} but no {self.folder.config.name}: a run without its "
+                "configuration is neither resumed nor overwritten, choose another folder"
+            )
 
-    def _build_optimizer(self) -> torch.optim.SGD:
+    def _build_model(self, dataset: VideoDataset, trust_checkpoint: bool) -> nn.Module:
         config = self.config
         try:
-            return build_sgd(
-                self.model, config.lr, config.momentum, config.weight_decay, config.fc_lr5, config.nesterov
+            return build_model(
+                dataset,
+                config.model,
+                config.num_segments,
+                checkpoint=config.checkpoint,
+                class_order=config.class_order,
+                trust_checkpoint=trust_checkpoint,
+                dropout=config.dropout,
+                imagenet=config.imagenet,
+                new_head=config.new_head,
             )
+        except ClassesError as error:
+            raise ClassesError(f"{error}; --new-head trains a new classifier for the data set") from None
+
+    def _require_batches_of_one(self) -> None:
+        config = self.config
+        clip = torch.zeros(1, config.num_segments, 3, config.size, config.size)
+        if norm := norm_of_single_values(self.model, clip):
+            raise RunError(
+                f"{norm} of {config.model}, a batch norm, gets a single value per channel, expected more: "
+                f"steps of more than one clip per process, or a larger size than {config.size}"
+            )
+
+    def _build_optimizer(self) -> torch.optim.Optimizer:
+        try:
+            return build_optimizer(self.model, self.config)
         except ValueError as error:
-            raise RunError(f"{config.model}: {error}") from None
+            raise RunError(f"{self.config.model}: {error}") from None
 
     def _scan(self, datasets: list[VideoDataset]) -> list[Manifest]:
         known = read_manifest(self.config.data, self.config.manifest)
-        return [scan(dataset, known=known) for dataset in datasets]
+        # A bad validation clip is to be found before the first epoch; bad training clips are replaced.
+        return [scanned(dataset, known, quick=dataset.split == "train") for dataset in datasets]
 
     def _loader(self, manifest: Manifest, train: bool) -> ClipLoader:
         config = self.config
@@ -177,39 +354,116 @@ class _Run:
             return PlainStep(self.model, config.compile, config.mixing())
         return TAFStep(self.model, attack, config.alpha, config.composition, config.compile)
 
+    def try_out(self) -> DryRun:
+        """The first step, which pays for allocations and compilation, and the same once more."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        batch = next(self._batches())
+        set_learning_rate(self.optimizer, next(learning_rates(self.config, len(self.loader))))
+        losses = []
+        for _ in range(2):
+            started = time.perf_counter()
+            self._train_step(batch)
+            losses.append(self._settle()["loss"])
+            seconds = time.perf_counter() - started
+        if self.device.type == "cuda":
+            memory = torch.cuda.max_memory_reserved(self.device)
+        else:
+            memory = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return DryRun(
+            batch.clips.cpu(),
+            tuple(self.info.classes[label] for label in batch.labels.tolist()),
+            tuple(batch.ids),
+            self.device,
+            loss=losses[0],
+            steps=len(self.loader),
+            memory=memory,
+            step_seconds=seconds,
+            load_seconds=batch.wait,
+        )
+
     def train(self, stop: StopRequest) -> Result | None:
         config, predictions = self.config, None
         total = config.epochs * len(self.loader)
-        with Progress(self.folder.name, total) as progress:
-            while self.loader.epoch < config.epochs:
-                epoch = self.loader.epoch
-                lr = config.learning_rate(epoch)
-                set_learning_rate(self.optimizer, lr)
-                for batch in self._batches():
-                    measured = self._train_step(batch.clips, batch.labels)
-                    self.steps_done += 1
-                    self._log(epoch=epoch, lr=lr, wait_seconds=batch.wait, **measured)
-                    progress.update(self.steps_done, f"loss {measured['loss']:.3f}")
+        with Progress(self.folder.path.name, total) as progress:
+            self.progress, self.stop = progress, stop
+            done = self.loader.epoch * len(self.loader) + self.loader.iteration
+            rates = learning_rates(config, len(self.loader), done)
+            while not self._ended():
+                epoch = self.epochs_validated
+                # Of a run that could not read its validation videos, an epoch is trained but not validated.
+                for batch in self._batches() if self.loader.epoch == epoch else ():
+                    lr = next(rates)
+                    set_learning_rate(self.optimizer, lr)
+                    self._train_step(batch, epoch=epoch, lr=lr)
                     # Signals reach ranks in different steps.
                     stopping = ranks.anywhere(stop.requested)
                     if stopping or self.steps_done % config.checkpoint_every == 0:
                         self.save()
                     if stopping:
-                        progress.line(f"stopped at step {self.steps_done}, its state is in {self.state_path}")
+                        progress.line(
+                            f"stopped at step {self.steps_done}, its state is in {self.folder.state}"
+                        )
                         return None
-                predictions = predict(self.model, self.validation, self.device)
+                self._settle()
+                predictions = predict(self.trained, self.validation, self.device)
                 evaluation = score(predictions)
-                self._log(epoch=epoch, **{f"val_{k}": v for k, v in vars(evaluation).items()})
+                self._count_epoch(evaluation)
+                self.save()
+                if self._best_is_now() and ranks.first():
+                    self._save_weights(self.folder.best)
                 progress.line(
-                    f"{self.folder.name} epoch {epoch + 1}/{config.epochs}: validation top-1 "
+                    f"{self.folder.path.name} epoch {epoch + 1}/{config.epochs}: validation top-1 "
                     f"{100 * evaluation.top1:.1f} %, loss {evaluation.loss:.3f}"
                 )
-                self.save()
-        predictions = predictions or predict(self.model, self.validation, self.device)
+            if self.best and self.epochs_validated < config.epochs:
+                progress.line(
+                    f"ended after epoch {self.epochs_validated}: no better {self.best.measure} since epoch "
+                    f"{self.best.epoch + 1}"
+                )
+        predictions = predictions or predict(self.trained, self.validation, self.device)
         return ranks.from_first(lambda: self._finish(predictions))
 
+    @property
+    def trained(self) -> nn.Module:
+        """The model that is validated and saved."""
+        return self.model if self.average is None else self.average.module
+
+    def _ended(self) -> bool:
+        patience = self.config.patience
+        early = patience is not None and self.best and self.epochs_validated > self.best.epoch + patience
+        return bool(early) or self.epochs_validated == self.config.epochs
+
+    def _count_epoch(self, evaluation: Evaluation) -> None:
+        epoch, measure = self.epochs_validated, self.config.keep_best
+        values = {f"val_{name}": value for name, value in vars(evaluation).items()}
+        if measure is not None:
+            self.best = (self.best or Best(measure, epoch, evaluation)).or_better(epoch, evaluation)
+            values["best_epoch"] = self.best.epoch
+        self._log(self.steps_done, epoch=epoch, **values)
+        self.epochs_validated += 1
+
+    def _best_is_now(self) -> bool:
+        """Whether the model is that after the best epoch."""
+        position = (self.loader.epoch, self.loader.iteration)
+        return self.best is not None and position == (self.best.epoch + 1, 0)
+
+    def _require_best(self) -> None:
+        """Raise an error unless the weights of the best epoch are in their file, or still in the state."""
+        if self.best is None or self._best_is_now():
+            return
+        if not self.folder.best.exists():
+            raise RunError(
+                f"{self.folder.best} does not exist, expected the weights after epoch {self.best.epoch + 1}: "
+                "put the file back or begin again in another folder"
+            )
+        require_whole(self.folder.best)
+
+    def _save_weights(self, path: Path) -> None:
+        save_weights(path, strip_adversarial_bn(copy.deepcopy(self.trained)), self.info)
+
     def _batches(self) -> Iterator[Batch]:
-        """The rest of the epoch. When a rank cannot give a batch, all raise its error and stay before it."""
+        """The rest of the epoch. If one rank has no batch, all raise its error and keep their position."""
         batches = iter(self.loader)
         while True:
             iteration = self.loader.iteration
@@ -223,37 +477,98 @@ class _Run:
                 return
             yield batch
 
-    def _log(self, **values) -> None:
+    def _log(self, step: int, **values) -> None:
         if ranks.first():
-            self.metrics.append(step=self.steps_done, **values)
+            line = {"step": step, **values, "time": round(time.time(), 3)}
+            self.metrics.append(**line)
+            self.trackers.add(line)
 
-    def _train_step(self, clips: Tensor, labels: Tensor) -> dict[str, float]:
+    def _train_step(self, batch: Batch, **about: float) -> None:
+        """Train on a batch, then settle the step before: the host waits for that one alone, while the GPU
+        computes this one."""
         started = time.perf_counter()
-        # From pinned memory, while the host goes on.
+        clips, labels = batch.clips, batch.labels
+        # Copies from pinned memory run while the host goes on.
         clips, labels = (tensor.to(self.device, non_blocking=True) for tensor in (clips, labels))
         self.optimizer.zero_grad()
-        with autocast(self.device, self.config.precision):
-            out = self.step.accumulate_grads(clips, labels, self.generator)
+        try:
+            with autocast(self.device, self.config.precision):
+                out = self.step.accumulate_grads(clips, labels, self.generator)
+        except SingleValueError:
+            raise RunError(
+                f"step {self.steps_done + 1} has a single good clip, of which a batch norm of "
+                f"{self.config.model} gets a single value per channel, expected more: replace the bad clips, "
+                f"or choose a larger size than {self.config.size}"
+            ) from None
         gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
         ranks.average_(gradients + self.running_statistics)
-        # Without a limit the norm is still measured.
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_grad or math.inf)
+        limit = self.config.clip_grad
+        if limit:
+            norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        else:
+            norm = nn.utils.get_total_norm(gradients)
         correct = (out.pop("logits").argmax(1) == labels).sum()
-        scalars = out | {"grad_norm": norm, "correct": correct}
-        # One transfer for all of them.
-        values = torch.stack([value.to(self.device).double() for value in scalars.values()]).tolist()
-        *values, clips = ranks.total([*values, len(labels)])
+        self.optimizer.step()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        self.steps_done += 1
+        scalars = _Scalars(out | {"grad_norm": norm, "correct": correct}, self.device)
+        self._settle()
+        about |= {"wait_seconds": batch.wait, "step_seconds": time.perf_counter() - started}
+        self.unsettled = _Unsettled(self.steps_done, scalars, len(labels), about)
+
+    def _settle(self) -> dict[str, float]:
+        """Log the last step, unless that was done, and return what was measured.
+
+        RunError if its loss or gradient is not finite. By then this step has moved the weights, and perhaps
+        the next one has too: nothing is saved before all steps are settled.
+        """
+        if self.unsettled is None:
+            return {}
+        (step, scalars, clips, about), self.unsettled = self.unsettled, None
+        *values, count = ranks.total([*scalars.read(), clips])
         measured = {
             name: value / ranks.count() if name in _MEANS else value
-            for name, value in zip(scalars, values, strict=True)
+            for name, value in zip(scalars.names, values, strict=True)
         }
         if not (math.isfinite(measured["loss"]) and math.isfinite(measured["grad_norm"])):
             raise RunError(
-                f"step {self.steps_done + 1}: loss {measured['loss']}, gradient norm "
-                f"{measured['grad_norm']}, expected finite values; {self.folder} keeps the state before"
+                f"step {step}: loss {measured['loss']}, gradient norm {measured['grad_norm']}, "
+                f"expected finite values; {self._kept()}"
             )
-        self.optimizer.step()
-        return measured | {"clips": int(clips), "step_seconds": time.perf_counter() - started}
+        if self.progress is None:  # a dry run
+            return measured
+        self._log(step, **about, **measured, clips=int(count))
+        try:
+            self.progress.update(step, f"loss {measured['loss']:.3f}")
+        except OutputError:  # after the state is saved, the next line raises it again
+            self.stop.requested = True
+        return measured
+
+    def _kept(self) -> str:
+        kept = self.progress is not None and self.folder.state.exists()
+        return f"{self.folder.path} keeps the state before" if kept else "nothing was saved"
+
+    def _fingerprint(self) -> dict[str, str]:
+        """All that the result of the run depends on, as text by the names of the configuration; and the
+        clips, labels and sizes of its data, as checksums."""
+        free = names_of(*FREE_ON_RESUME) | ({"epochs"} if self.config.epochs_may_grow else set())
+        fixed = sorted(names_of(*Scope) - free)
+        found = {name: quoted(absolute(getattr(self.config, name))) for name in fixed}
+        for split, loader in (("train", self.loader), ("validation", self.validation)):
+            manifest = loader.manifest
+            content = repr((manifest.classes, [(clip.id, clip.label) for clip in manifest.clips]))
+            found[f"{split} clips or labels"] = _crc(content)
+            found[f"{split} {_SIZES}"] = _crc(repr([clip.bytes for clip in manifest.clips]))
+        return found
+
+    def _data_lines(self) -> dict[str, str]:
+        """The data of each split in words, with the checksums of :meth:`_fingerprint`."""
+        found, checksums = {}, self._fingerprint()
+        for split, loader in (("train", self.loader), ("validation", self.validation)):
+            labels, sizes = checksums[f"{split} clips or labels"], checksums[f"{split} {_SIZES}"]
+            found[f"{split} data"] = f"{len(loader.manifest.clips)} clips, labels {labels}, sizes {sizes}"
+        return found
 
     def _generators(self) -> dict[str, torch.Generator]:
         generators = {"cpu": torch.default_generator, "attack": self.generator}
@@ -263,7 +578,18 @@ class _Run:
         return {name + own: generator for name, generator in generators.items()}
 
     def save(self) -> None:
-        """Write the state, of all ranks; from here on each knows the bad clips of all."""
+        """Write the state of all ranks, each of which learns of the bad clips of the others.
+
+        RunError if the last step or the model is not finite, which all ranks notice alike; the state before
+        stays.
+        """
+        self._settle()
+        models = dict.fromkeys((self.model, self.trained))
+        if (name := next(filter(None, map(first_not_finite, models)), None)) is not None:
+            raise RunError(
+                f"step {self.steps_done} left a NaN or an infinity in {name}, expected finite values; "
+                f"{self._kept()}"
+            )
         for loader in (self.loader, self.validation):
             loader.quarantined = ranks.union(loader.quarantined)
         states = {name: generator.get_state() for name, generator in self._generators().items()}
@@ -272,37 +598,62 @@ class _Run:
             return
         position = {
             "step": self.steps_done,
-            "metrics_lines": self.metrics.lines,
+            "metrics": [self.metrics.lines, self.metrics.checksum],
             "train": self.loader.state_dict(),
+            "epochs_validated": self.epochs_validated,
+            "best": None if self.best is None else dataclasses.asdict(self.best),
             "ranks": ranks.count(),
+            "run": self._fingerprint(),
         }
-        save_state(self.state_path, self.model, self.optimizer, states, position)
+        # The state counts on what comes before it, so that must outlast a power cut that the state outlasts.
+        self.metrics.sync()
         quarantined = {"train": self.loader.quarantined, "validation": self.validation.quarantined}
-        write_text(self.folder / "quarantine.json", json.dumps(quarantined, indent=1))
+        write_json(self.folder.quarantine, quarantined, indent=1)
+        save_state(self.folder.state, self.model, self.optimizer, states, position, self.average)
 
-    def _restore(self) -> int:
-        """How many lines of the metrics belong to the state."""
-        position, states = load_state(self.state_path, self.model, self.optimizer)
-        # States of earlier versions are of one process.
-        if (earlier := position.get("ranks", 1)) != ranks.count():
-            raise RunError(f"{self.folder} cannot be resumed: it has {earlier} ranks, now {ranks.count()}")
+    def _restore(self) -> tuple[int, int]:
+        """Put the saved state back in place; returns the number and the checksum of the lines of the metrics
+        that it counts on."""
+        position, states = load_state(self.folder.state, self.model, self.optimizer, self.average)
+        now, there = self._fingerprint(), position["run"]
+        moved = now["data"] != there.get("data")
+        changed = [name for name in now if now[name] != there.get(name)]
+        # In the place where they were, data may be mended: other sizes are a sign of other data elsewhere.
+        if changed := [name for name in changed if not (name == "data" if moved else name.endswith(_SIZES))]:
+            raise RunError(
+                f"{self.folder.state} is the state of another run, which differs in {', '.join(changed)}"
+            )
+        if (earlier := position["ranks"]) != ranks.count():
+            raise RunError(
+                f"{self.folder.path} cannot be resumed: it has {earlier} ranks, now {ranks.count()}"
+            )
+        if moved and ranks.first():
+            say(f"the data set was in {there['data']}, now it is in {now['data']}")
         for name, generator in self._generators().items():
             generator.set_state(states[name])
-        self.steps_done = position["step"]
+        self.steps_done, self.epochs_validated = position["step"], position["epochs_validated"]
+        if self.epochs_validated > self.config.epochs:
+            raise RunError(
+                f"{self.folder.state} is the state after {self.epochs_validated} epochs, expected at most "
+                f"epochs = {self.config.epochs}"
+            )
+        if (best := position["best"]) is not None:
+            self.best = Best(best["measure"], best["epoch"], Evaluation(**best["evaluation"]))
         try:
             self.loader.load_state_dict(position["train"])
         except ValueError as error:
-            raise RunError(f"{self.folder} cannot be resumed: {error}") from None
-        return position["metrics_lines"]
+            raise RunError(f"{self.folder.path} cannot be resumed: {error}") from None
+        lines, checksum = position["metrics"]
+        return lines, checksum
 
     def _finish(self, predictions: list[Prediction]) -> Result:
-        weights = self.folder / "model.safetensors"
-        save_weights(weights, strip_adversarial_bn(self.model), self.info)
-        steps = [line for line in read_metrics(self.metrics.path) if "loss" in line]
+        self._save_weights(self.folder.weights)
+        steps = [line for line in self.folder.read_metrics() if "loss" in line]
         # The first step pays for allocations and compilation.
         seconds = statistics.median(line["step_seconds"] for line in steps[1:] or steps)
         attacked = sum(line.get("attacked", 0) for line in steps) / sum(line["clips"] for line in steps)
-        write_predictions(self.folder / "predictions.csv", predictions)
-        result = Result(weights, score(predictions), seconds, attacked)
-        write_text(self.folder / "result.json", json.dumps(dataclasses.asdict(result), default=str, indent=1))
+        write_predictions(self.folder.predictions, predictions, self.info.classes)
+        result = Result(self.folder.weights, score(predictions), seconds, attacked, self.best)
+        values = dataclasses.asdict(result) | {"weights": str(result.weights)}
+        write_json(self.folder.result, values, indent=1)
         return result

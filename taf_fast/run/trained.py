@@ -1,8 +1,9 @@
-"""A trained model together with the validation videos it is to be tried on."""
+"""A trained model with the validation videos to try it on."""
 
 import dataclasses
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,24 +11,30 @@ from torch import nn
 from taf_fast import models
 from taf_fast.data import (
     ONE_VIEW,
+    Batch,
     ClipLoader,
     EvaluationViews,
     TrainingView,
     VideoDataset,
     read_dataset,
     read_manifest,
-    scan,
 )
-from taf_fast.run import ranks
-from taf_fast.run.checkpoint import read_info
-from taf_fast.run.config import FinetuneConfig, RunError
+from taf_fast.data.views.sampling import val_frames
+from taf_fast.errors import DataError
+from taf_fast.models.contract import offered
+from taf_fast.process import ranks
+from taf_fast.run.checkpoint import read_info, weights_file
+from taf_fast.run.config import FIELDS, FinetuneConfig, hint_of
 from taf_fast.run.model import build_model
 from taf_fast.run.recipes import official_sampling
+from taf_fast.run.scanned import scanned
+from taf_fast.run.trained_input import say_if_input_differs
+from taf_fast.run.values import check, declaration
 
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """A model on ``device``, and the loader of the validation videos as its official code takes them."""
+    """A model in eval mode on ``device``, and the validation videos as its official code takes them."""
 
     model: nn.Module
     loader: ClipLoader
@@ -37,7 +44,7 @@ class Trained:
 
 def open_trained(
     data: Path,
-    checkpoint: Path,
+    checkpoint: Path | nn.Module,
     device: torch.device,
     *,
     num_segments: int | None = None,
@@ -47,38 +54,65 @@ def open_trained(
     views: EvaluationViews = ONE_VIEW,
     batch_size: int = 32,
     threads: int = 2,
+    quarantine_limit: float = FinetuneConfig.quarantine_limit,
     trust_checkpoint: bool = False,
     clips: Collection[str] | None = None,
 ) -> Trained:
-    """Load a checkpoint of any origin that finetune reads, and look at the validation videos of ``data``.
+    """Load a checkpoint of any origin that finetune reads, and scan the validation videos of ``data``.
 
-    Ranks get each their share of the videos.
+    Each rank gets its share of the videos.
 
     Args:
-        num_segments, size: None for the checkpoint's own, or 8 frames of 224 pixels.
+        checkpoint: a file, or a model of one's own that takes clips [B,T,3,H,W] to logits [B,classes], its
+            classes in the order of the data set's. A model's frames are taken as TSM's.
+        num_segments, size: None for the checkpoint's or the model's own, or else 8 frames of 224 pixels.
         class_order: see :func:`taf_fast.run.model.build_model`.
         manifest: file of ``taf-fast scan``; None for the one in ``data``, if there is one.
-        clips: ids of the videos to look at; None for all.
+        quarantine_limit: the fraction of bad videos, in [0,1], above which none is tried.
+        clips: ids of the only videos to scan and load; None for all.
 
     Raises:
-        RunError, DataError, CheckpointError: what does not exist, cannot be read or does not fit.
+        RunError, DataError, CheckpointError: a file does not exist, cannot be read or does not fit.
     """
-    given = {"num_segments": num_segments, "size": size, "batch_size": batch_size, "threads": threads}
+    given: dict[str, Any] = {
+        "num_segments": num_segments,
+        "size": size,
+        "batch_size": batch_size,
+        "threads": threads,
+        "quarantine_limit": quarantine_limit,
+        "device": str(device),
+    }
     for name, value in given.items():
-        if value is not None and value < 1:
-            raise RunError(f"{name} must be at least 1, got {value}")
-    known = describe(checkpoint, trust_checkpoint)
-    num_segments = num_segments or known.get("num_segments", FinetuneConfig.num_segments)
-    size = size or known.get("size", FinetuneConfig.size)
+        if value is not None:
+            check(name, value, hint_of(name), declaration(FIELDS[name]))
     dataset = read_dataset(data, "validation")
+    if isinstance(checkpoint, nn.Module):
+        known = {"num_segments": offered(checkpoint, "num_segments")}
+    else:
+        checkpoint = weights_file(checkpoint)
+        known = describe(checkpoint, trust_checkpoint)
+    num_segments = num_segments or known.get("num_segments") or FinetuneConfig.num_segments
+    size = size or known.get("size") or FinetuneConfig.size
+    if not isinstance(checkpoint, nn.Module):
+        say_if_input_differs(checkpoint, known, num_segments, size)
     if clips is not None:
         chosen = tuple(sample for sample in dataset.samples if sample.id in clips)
         dataset = dataclasses.replace(dataset, samples=chosen)
-    model = build_model(dataset, known["model"], num_segments, checkpoint, class_order, trust_checkpoint)
-    scanned = ranks.from_first(lambda: scan(dataset, known=read_manifest(data, manifest)))
+    if isinstance(checkpoint, nn.Module):
+        model = checkpoint
+    else:
+        model = build_model(
+            dataset,
+            known["model"],
+            num_segments,
+            checkpoint=checkpoint,
+            class_order=class_order,
+            trust_checkpoint=trust_checkpoint,
+        )
+    videos = ranks.from_first(lambda: scanned(dataset, read_manifest(data, manifest), quick=True))
     device = ranks.own_device(str(device))
     loader = ClipLoader(
-        scanned,
+        videos,
         num_segments,
         size,
         batch_size,
@@ -86,14 +120,43 @@ def open_trained(
         threads=threads,
         rank=ranks.rank(),
         world_size=ranks.count(),
-        view=TrainingView(official_sampling(known["model"])),
+        quarantine_limit=quarantine_limit,
+        view=TrainingView(official_sampling(known["model"])) if "model" in known else TrainingView(),
         views=views,
     )
     return Trained(model.to(device).eval(), loader, dataset, device)
 
 
+def load_clip(loader: ClipLoader, id: str | None) -> Batch:
+    """The batch of one clip, with the frames and crop that ``loader`` takes.
+
+    Args:
+        id: None for the first clip without a known defect.
+
+    Raises:
+        DataError: no such clip, or it cannot be read.
+    """
+    chosen = [clip for clip in loader.manifest.good if id is None or clip.id == id][:1]
+    if not chosen:
+        reason = "no such clip" if id is None else loader.manifest.defects.get(id, "no such clip")
+        raise DataError(f"clip {id!r}: {reason}, expected the id of a readable video")
+    manifest = dataclasses.replace(loader.manifest, clips=tuple(chosen))
+    alone = ClipLoader(
+        manifest, loader.num_segments, loader.size, batch_size=1, train=False, view=loader.view
+    )
+    return next(iter(alone))
+
+
+def taken_frames(loader: ClipLoader, id: str) -> list[int]:
+    """The numbers in the video, from 0, of the frames that ``loader`` takes for one view."""
+    clip = next(clip for clip in loader.manifest.clips if clip.id == id)
+    return val_frames(clip.frames, loader.num_segments, loader.view.sampling).tolist()
+
+
 def describe(checkpoint: Path, trust: bool) -> dict:
-    """What a checkpoint says, or shows, of its model: values of FinetuneConfig."""
+    """The values of FinetuneConfig that a checkpoint determines: ``model``, and if it was written here also
+    ``num_segments`` and ``size``."""
+    checkpoint = weights_file(checkpoint)
     info = read_info(checkpoint)
     if info is None:
         return {"model": models.inspect(checkpoint, trust).model}

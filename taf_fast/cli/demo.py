@@ -1,9 +1,9 @@
-"""The main job in small: synthetic videos, a baseline, plain fine-tuning and TAF, one table."""
+"""The main job on a small scale: synthetic videos, a baseline, plain fine-tuning and TAF, one table."""
 
 import dataclasses
-import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich import box
@@ -11,25 +11,28 @@ from rich.console import Console
 from rich.table import Table
 
 from taf_fast.data.synth import LONG_TERM, ORDERS, write_ssv2
-from taf_fast.files import write_text
-from taf_fast.report.attention import strip, strip_rows, strips_figure
+from taf_fast.files import write_json
+from taf_fast.plain import say
+from taf_fast.process.progress import Progress
+from taf_fast.report.attended import attended_clip
 from taf_fast.report.curves import curves_figure, loss_rows
 from taf_fast.report.figures import save
+from taf_fast.report.strips import strip_rows, strips_figure
 from taf_fast.run.config import FinetuneConfig
 from taf_fast.run.finetune import Result, finetune
-from taf_fast.run.progress import Progress
+from taf_fast.run.folder import RunFolder
 from taf_fast.run.trained import open_trained
 
 # Sized for two CPU cores and a few minutes.
 _TRAIN_PER_CLASS, _VAL_PER_CLASS = 60, 25
-_BASELINE = dict(
+_BASELINE: dict[str, Any] = dict(
     model="tsm_resnet18", num_segments=8, size=40, batch_size=16, epochs=8, lr=0.01, lr_steps=(7,)
 )
-_FINETUNE = dict(epochs=4, lr=0.002, lr_steps=(3,))
+_FINETUNE: dict[str, Any] = dict(epochs=4, lr=0.002, lr_steps=(3,))
 
 
 def demo(folder: Path) -> bool:
-    """Run the demo in ``folder``, or go on with one that was stopped there.
+    """Run the demo in ``folder``, or resume one that was stopped there.
 
     Leaves the data set, three run folders (weights, state, metrics, configuration),
     ``results.json``, and ``loss.png`` and ``attention.png`` with a CSV of each.
@@ -40,27 +43,27 @@ def demo(folder: Path) -> bool:
     data = folder / "data"
     if not data.exists():
         _write_data(data)
-    common = dict(data=str(data), **_BASELINE)
-    baseline = finetune(FinetuneConfig(out=str(folder / "baseline"), augment="none", **common), resume=True)
+    common = _BASELINE | {"data": data}
+    baseline = finetune(FinetuneConfig(out=folder / "baseline", augment="none", **common), resume=True)
     if baseline is None:
         return False
     results = {"baseline": baseline}
     for method, augment in (("plain", "none"), ("taf", "ta")):
         config = FinetuneConfig(
-            out=str(folder / method), augment=augment, checkpoint=str(baseline.weights), **common | _FINETUNE
+            out=folder / method, augment=augment, checkpoint=baseline.weights, **common | _FINETUNE
         )
         result = finetune(config, resume=True)
         if result is None:
             return False
         results[method] = result
     _write_results(folder / "results.json", results)
-    losses = loss_rows({method: folder / method / "metrics.jsonl" for method in ("plain", "taf")})
+    losses = loss_rows({method: RunFolder(folder / method) for method in ("plain", "taf")})
     save(curves_figure(losses), losses, folder / "loss.png")
     _draw_attention(
         folder / "attention.png", data, {name: results[name].weights for name in ("baseline", "taf")}
     )
     Console(width=100).print(_table(results))
-    print(f"weights, metrics, loss.png and attention.png are in {folder}")
+    say(f"weights, metrics, loss.png and attention.png are in {folder}")
     return True
 
 
@@ -68,17 +71,22 @@ def _draw_attention(path: Path, data: Path, weights: dict[str, Path]) -> None:
     models = {name: open_trained(data, file, torch.device("cpu")) for name, file in weights.items()}
     validation = models["taf"].loader.manifest
     shown = next(clip.id for clip in validation.good if validation.classes[clip.label] in LONG_TERM)
-    drawn = strip(models, shown)
-    save(strips_figure([drawn]), strip_rows(drawn.id, drawn.maps), path)
+    drawn = attended_clip(models, shown)
+    save(strips_figure([drawn]), strip_rows(drawn), path)
 
 
 def _write_data(path: Path) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.parent.mkdir(parents=True, exist_ok=True)
-    counts = dict(train_per_class=_TRAIN_PER_CLASS, val_per_class=_VAL_PER_CLASS)
-    with Progress("synthetic videos", len(ORDERS) * sum(counts.values())) as progress:
-        write_ssv2(temporary, **counts, progress=lambda done, total: progress.update(done))
+    clips = len(ORDERS) * (_TRAIN_PER_CLASS + _VAL_PER_CLASS)
+    with Progress("synthetic videos", clips) as progress:
+        write_ssv2(
+            temporary,
+            train_per_class=_TRAIN_PER_CLASS,
+            val_per_class=_VAL_PER_CLASS,
+            progress=lambda done, total: progress.update(done),
+        )
     temporary.rename(path)
 
 
@@ -87,12 +95,12 @@ def _overhead(results: dict[str, Result]) -> float:
 
 
 def _write_results(path: Path, results: dict[str, Result]) -> None:
-    values = {
+    values: dict[str, Any] = {
         name: dataclasses.asdict(result) | {"weights": str(result.weights)}
         for name, result in results.items()
     }
     values["taf_overhead"] = _overhead(results)
-    write_text(path, json.dumps(values, indent=1))
+    write_json(path, values, indent=1)
 
 
 def _table(results: dict[str, Result]) -> Table:

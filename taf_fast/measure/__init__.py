@@ -1,0 +1,1 @@
+"""Measures of a trained model: scores, robustness to corruptions, spread of attention."""

@@ -1,0 +1,286 @@
+"""The processes that torchrun started: exchange between them, and a common end.
+
+In a single process every function is trivial. Among several, all ranks must call the functions that exchange
+something, in the same order.
+"""
+
+import base64
+import contextlib
+import ctypes
+import datetime
+import importlib
+import os
+import pickle
+import re
+import select
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from taf_fast.errors import RunError, UserError
+
+#: How long a rank waits for another in one exchange. The first rank scans the data meanwhile.
+TIMEOUT = datetime.timedelta(minutes=30)
+#: How long it waits after SIGTERM or SIGINT.
+STOP_SECONDS = 60.0
+# How long a rank that ends waits for the others to learn why.
+_END_SECONDS = 30.0
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+T = TypeVar("T")
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[None]:
+    """Join the other ranks if torchrun started this process; only the first rank prints.
+
+    The block is a whole command, which ends with SystemExit or an error. An error that ends one rank ends all
+    of them: whoever waits for it, or is about to, raises it too. A user error is raised on the first rank,
+    which prints, and is SystemExit with status 2 on the others; of any other error the others learn by a
+    user error, and the rank that has it raises it as it is. A rank that is killed, or does not answer for
+    ``TIMEOUT``, is a user error on each of the others; after SIGTERM or SIGINT, waiting ends within
+    ``STOP_SECONDS``.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield
+        return
+    # If torchrun is killed, nobody is left to stop the ranks, which would go on next to a resumed run.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    # Its functions take the group of the time of its import as a default and would keep it, with its threads,
+    # beyond destroy_process_group: a process that exits while they run may abort. torch._dynamo imports it.
+    importlib.import_module("torch.distributed.nn")
+    store, own_rank, ranks = next(dist.rendezvous("env://"))
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, timeout=TIMEOUT, store=store, rank=own_rank, world_size=ranks)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_ended_if_stuck())
+        if not first():
+            nowhere = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(contextlib.redirect_stdout(nowhere))
+            stack.enter_context(contextlib.redirect_stderr(nowhere))
+        try:
+            try:
+                yield
+            except SystemExit as ended:
+                if ended.code:
+                    raise
+                # torchrun ends all ranks after an error in one, but the first may still have to write.
+                anywhere(False)
+                dist.destroy_process_group()
+                raise
+        except BaseException as error:
+            if isinstance(error, SystemExit) and not error.code:
+                raise
+            common = _common_end(store, error)
+            if common is error:
+                raise
+            raise common from None
+
+
+def _common_end(store: dist.Store, error: BaseException) -> BaseException:
+    """Let an error of this rank end all others, unless theirs came first; what this rank is to raise."""
+    own_rank, ranks = rank(), count()
+    # Gloo has no exception of its own.
+    waited = isinstance(error, dist.DistError) or "/gloo/" in str(error)
+    if isinstance(error, UserError):
+        common: UserError = error
+    elif waited:
+        common = RunError(
+            f"rank {own_rank} of {ranks} waited for another, which has ended or not answered for "
+            f"{TIMEOUT.total_seconds() / 60:g} minutes: {_reason(error)}"
+        )
+    else:
+        common = RunError(f"rank {own_rank} of {ranks} ended with {error!r}")
+    told = base64.b64encode(pickle.dumps(common)).decode()
+    first_told: list[str] = []
+
+    def end() -> None:
+        with contextlib.suppress(RuntimeError):  # where the process is gone that held the store
+            first_told.append(store.compare_set("taf_fast.end", "", told).decode())
+            # Whoever waits for this rank stops waiting, and reads why.
+            dist.destroy_process_group()
+            ended = store.add("taf_fast.ended", 1)
+            # The first rank may hold the store.
+            while own_rank == 0 and not waited and ended < ranks:
+                time.sleep(0.05)
+                ended = store.add("taf_fast.ended", 0)
+
+    thread = threading.Thread(target=end, daemon=True)
+    thread.start()
+    thread.join(_END_SECONDS)
+    if not isinstance(error, UserError) and not waited:
+        return error
+    if not first_told or (waited and first_told == [told]):
+        return common  # on every such rank: the first may be the one that is lost
+    return pickle.loads(base64.b64decode(first_told[0])) if own_rank == 0 else SystemExit(2)
+
+
+def _reason(error: BaseException) -> str:
+    """What a backend says, without its place in the source, which it gives first, and its advice."""
+    return re.sub(r"^\[[^]]*\] ", "", str(error)).partition(". ")[0].splitlines()[0]
+
+
+@contextlib.contextmanager
+def _ended_if_stuck() -> Iterator[None]:
+    """End the process if the main thread does nothing for ``STOP_SECONDS`` after SIGTERM or SIGINT.
+
+    Python runs no handler of a signal while the main thread waits for another rank inside an exchange.
+    """
+    receiver, sender = os.pipe()
+    os.set_blocking(sender, False)
+    before = signal.set_wakeup_fd(sender, warn_on_full_buffer=False)
+    thread = threading.Thread(target=_end_if_stuck, args=(receiver, threading.get_ident()), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(sender)
+        thread.join()
+        os.close(receiver)
+
+
+def _end_if_stuck(receiver: int, main_thread: int) -> None:
+    stopped_by, place, since = None, None, 0.0
+    while True:
+        if select.select([receiver], [], [], stopped_by and 0.5)[0]:
+            numbers = os.read(receiver, 64)
+            if not numbers:
+                return
+            stops = {signal.SIGTERM, signal.SIGINT} & set(numbers)
+            stopped_by = stopped_by or next(iter(stops), None)
+        frame = sys._current_frames().get(main_thread)
+        now = frame and (id(frame), frame.f_lasti)
+        if stopped_by is None or now != place:
+            place, since = now, time.monotonic()
+        elif time.monotonic() > since + STOP_SECONDS:
+            name = signal.Signals(stopped_by).name
+            text = (
+                f"error: {name}, and no answer of the other ranks for {STOP_SECONDS:g} s: nothing was saved\n"
+            )
+            os.write(2, text.encode())
+            os._exit(128 + stopped_by)
+
+
+def count() -> int:
+    """The number of ranks."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """The number of this rank, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def first() -> bool:
+    """Whether this is the rank that writes files and prints."""
+    return rank() == 0
+
+
+def own_device(name: str) -> torch.device:
+    """The device of this rank: with several ranks, "cuda" is the rank's own GPU and becomes the current one.
+
+    Raises:
+        RunError: ``name`` is a single GPU, and there are several ranks.
+        RuntimeError: there is no such device.
+    """
+    device = torch.device(name)
+    if count() == 1 or device.type != "cuda":
+        return device
+    if device.index is not None:
+        raise RunError(f"device must be cpu or cuda for {count()} ranks, got {name}: each has its own GPU")
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    torch.cuda.set_device(device)
+    return device
+
+
+def own_seed(seed: int) -> int:
+    """A different seed for every rank; the first rank's is ``seed`` itself."""
+    return seed if first() else int(np.random.SeedSequence([seed, rank()]).generate_state(1)[0])
+
+
+def share(batch_size: int) -> int:
+    """The number of clips per rank in a step of ``batch_size``; RunError if it is not divisible."""
+    if batch_size % count():
+        raise RunError(
+            f"batch_size must be a multiple of {count()}, the ranks that share it, got {batch_size}"
+        )
+    return batch_size // count()
+
+
+def average_(tensors: list[Tensor]) -> None:
+    """Replace every tensor by its mean over ranks, in one exchange.
+
+    All ranks get the same bits. The tensors are on one device and have one dtype.
+    """
+    if count() == 1:
+        return
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    dist.all_reduce(flat)
+    flat /= count()
+    for tensor, mean in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(mean.view_as(tensor))
+
+
+def total(values: list[float]) -> list[float]:
+    """The sum of every value over ranks."""
+    if count() == 1:
+        return values
+    sums = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(sums)
+    return sums.tolist()
+
+
+def anywhere(flag: bool) -> bool:
+    """Whether ``flag`` is true on any rank. No rank goes on before all have called this."""
+    return total([flag])[0] > 0
+
+
+def union(values: dict) -> dict:
+    """One dict with the entries of all ranks; of equal keys the last rank's wins."""
+    return {key: value for part in _gather(values) for key, value in part.items()}
+
+
+def from_first(make: Callable[[], T]) -> T:
+    """Call ``make`` on the first rank only, and return its result, or raise its user error, on all ranks."""
+    with together():
+        made = make() if first() else None
+    shared: list[Any] = [made]
+    if count() > 1:
+        dist.broadcast_object_list(shared, src=0, device=torch.device("cpu"))
+    return shared[0]
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Raise the first user error that any rank has in the block on all ranks, at its end.
+
+    The ranks stay in step, so that they can save their state; :func:`joined` ends them after other errors.
+    """
+    error = None
+    try:
+        yield
+    except UserError as caught:
+        if caught.known_to_all_ranks:
+            raise
+        error = caught
+    if anywhere(error is not None):
+        error = next(filter(None, _gather(error)))
+        error.known_to_all_ranks = True
+        raise error
+
+
+def _gather(value: T) -> list[T]:
+    if count() == 1:
+        return [value]
+    values: list[Any] = [None] * count()
+    dist.all_gather_object(values, value)
+    return values

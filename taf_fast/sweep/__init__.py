@@ -1,0 +1,1 @@
+"""Ablations: many runs that differ in few values."""
