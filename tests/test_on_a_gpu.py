@@ -11,7 +11,7 @@ from taf_fast import AdvPropAugment, CrossEntropyAugment, NoiseAugment, Temporal
 from taf_fast.augment import MIXINGS
 from taf_fast.corruptions import NAMES, SEVERITIES, corrupt
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+pytestmark = pytest.mark.gpu
 
 FAMILIES = ("tsm", "gst", "gst_large", "tam", "tpn")
 FIXED = ("gaussian_blur", "defocus_blur", "zoom_blur", "brightness")
@@ -60,7 +60,7 @@ def test_adversarial_clips(generator, kind):
     expected = kind()(net, x, labels, seeded())
     there = kind()(copy.deepcopy(net).cuda(), x.cuda(), labels.cuda(), seeded())
     assert there.is_cuda
-    # Where a gradient is rounding noise its sign is too.
+    # If a gradient is rounding noise, so is its sign.
     assert ((there.cpu() - expected).abs() < 1e-9).double().mean() > 0.99
 
 

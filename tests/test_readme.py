@@ -1,4 +1,4 @@
-"""What the README and the documentation show runs as shown."""
+"""The code blocks of the README and the documentation run as shown."""
 
 import re
 from pathlib import Path
@@ -15,6 +15,7 @@ BLOCKS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page, block", BLOCKS)
 def test_block(page, block, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""TAFStep against Eq. 7 as written from the paper."""
+"""TAFStep against a literal implementation of Eq. 7."""
 
 import copy
 
@@ -10,13 +10,13 @@ from reference.temporal_augment import Net, clips_in_range
 
 from taf_fast import PlainStep, TAFStep, TemporalAugment, add_adversarial_bn, models, strip_adversarial_bn
 from taf_fast.augment import CleanForward
-from taf_fast.replay import Recording
+from taf_fast.augment.replay import Recording
 
 ATTACK = dict(epsilon=64 / 255, step_size=32 / 255, steps=1, num_frames=4, denominator="max")
 
 
 def make(generator, batch=6, **options):
-    """A network, clips and labels of which some are classified right and some wrong."""
+    """Return a network, clips and labels; some clips are classified correctly and some wrongly."""
     torch.manual_seed(generator.initial_seed())
     net = Net(segments=4, **options).double()
     net.fc.weight.data *= 4
@@ -98,6 +98,12 @@ def test_no_clip_chosen(generator, form):
     torch.testing.assert_close(out["loss"].detach(), 0.7 * out["clean_loss"])
     for name, parameter in plain.named_parameters():
         torch.testing.assert_close(net.get_parameter(name).grad, parameter.grad)
+    twins = [*net.bn1.adversarial.parameters(), *net.bn2.adversarial.parameters()]
+    assert all(torch.equal(twin.grad, torch.zeros_like(twin)) for twin in twins)
+    # They share memory, and are gradients like any other.
+    net.zero_grad(set_to_none=False)
+    twins[0].grad += 1
+    assert not any(twin.grad.any() for twin in twins[1:])
     assert net.bn1.adversarial.num_batches_tracked == 0
 
 
@@ -118,7 +124,7 @@ def test_a_clip_without_a_finite_attack_loss_stays_and_is_counted(generator, clo
 
 
 def test_fifty_steps_of_training(generator):
-    """The losses and the weights that the textbook's steps lead to."""
+    """Return the losses and weights after textbook steps."""
     net, _, _ = make(generator)
     clean, adversarial = copy.deepcopy(net), copy.deepcopy(net)
     share_all_but_batch_norm(clean, adversarial)
@@ -196,6 +202,7 @@ def test_plain_step(generator):
     torch.testing.assert_close(net.conv1.weight.grad, reference.conv1.weight.grad)
 
 
+@pytest.mark.slow
 def test_compiled_equals_eager_and_compiles_a_bounded_number_of_times(generator):
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
@@ -206,7 +213,7 @@ def test_compiled_equals_eager_and_compiles_a_bounded_number_of_times(generator)
     compiled = TAFStep(add_adversarial_bn(net), TemporalAugment(label="true"), compile=True)
     graphs = torch._dynamo.utils.counters["stats"]
     seen = []
-    for wrong in (3, 5, 2, 1, 7, 4, 6, 0, 3):
+    for wrong in (3, 5, 1, 7, 0, 3):
         with torch.no_grad():
             predicted = copy.deepcopy(eager_net)(x).argmax(1)
         labels = torch.where(torch.arange(8) < wrong, (predicted + 1) % 5, predicted)
@@ -224,10 +231,12 @@ def test_compiled_equals_eager_and_compiles_a_bounded_number_of_times(generator)
                     torch.testing.assert_close(p.grad, q.grad, rtol=1e-3, atol=1e-4)
         seen.append(graphs["unique_graphs"])
     # Clean path, adversarial path for several clips and for one.
-    assert seen[-1] <= 4 and seen[-1] == seen[4]
+    assert seen[-1] <= 4 and seen[-1] == seen[2]
 
-    # Frames of another size: Inductor cannot compile channels-last ones for any size.
+    # Frames of another size, because Inductor cannot compile channels_last frames for arbitrary sizes.
     x = clips_in_range(eager_net, 8, 4, 13, generator).float().movedim(2, -1).contiguous().movedim(-1, 2)
+    with torch.no_grad():
+        labels = copy.deepcopy(eager_net)(x).argmax(1)  # nothing is attacked, which compiles one graph less
     a, b = eager.accumulate_grads(x, labels), compiled.accumulate_grads(x, labels)
     torch.testing.assert_close(a["clean_loss"], b["clean_loss"], rtol=1e-4, atol=1e-5)
     assert graphs["unique_graphs"] > seen[-1]
@@ -244,7 +253,7 @@ def test_errors(generator, monkeypatch):
             TAFStep(net, augment, alpha=alpha)
     with pytest.raises(ValueError, match="composition must be one of wrong, all, correct, got 'both'"):
         TAFStep(net, augment, composition="both")
-    monkeypatch.setattr("taf_fast.step._ranks", lambda: 2)
+    monkeypatch.setattr("taf_fast.step._world_size", lambda: 2)
     with pytest.raises(ValueError, match="SyncBatchNorm"):
         synchronised = torch.nn.SyncBatchNorm.convert_sync_batchnorm(make(generator)[0])
         TAFStep(add_adversarial_bn(synchronised), augment)
@@ -254,7 +263,7 @@ def test_errors(generator, monkeypatch):
     bad[4, 0, 0, 0, 0] = float("nan")
     with pytest.raises(ValueError, match=r"clips \[4\]"):
         step(bad, labels)
-    # Nothing of the model was touched by the bad batch.
+    # The bad batch changed nothing in the model.
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     with pytest.raises(ValueError, match="int64 labels"):
         step(x, labels[:3])

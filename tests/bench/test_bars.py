@@ -1,4 +1,4 @@
-"""The claims that a run on a GPU is held against, from results with known values."""
+"""The claims about a GPU run, checked on results with known values."""
 
 import importlib.util
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The benchmark compares what it says it compares."""
+"""The benchmark compares the steps that it claims to compare."""
 
 import copy
 
@@ -7,19 +7,20 @@ import torch
 from reference.temporal_augment import clips_in_range
 from run_command import error_of, output_of
 
-from taf_fast import TemporalAugment, add_adversarial_bn, models
+from taf_fast import TAFStep, TemporalAugment, add_adversarial_bn, models
 from taf_fast.bench import measure
 from taf_fast.bench.measure import interleaved_seconds, peak_bytes, percentiles
 from taf_fast.bench.naive import NaiveStep
-from taf_fast.bench.steps import VARIANTS, FixedShare, Setting, measure_steps
+from taf_fast.bench.steps import VARIANTS, Setting, first_clips, measure_steps
 
 CPU = torch.device("cpu")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [1, 2])
 @pytest.mark.parametrize("name", ["tsm_resnet18", "tpn_resnet18"])
 def test_the_naive_step_is_taf_too(generator, name, steps):
-    """On all clips, with the batch's statistics differentiated through, both compute the same gradients."""
+    """On all clips, with gradients through the batch statistics, both steps compute the same gradients."""
     torch.manual_seed(generator.initial_seed())
     model = models.build(name, 5, 3, dropout=0.0).double()
     model.fc.weight.data *= 10
@@ -27,7 +28,9 @@ def test_the_naive_step_is_taf_too(generator, name, steps):
     with torch.no_grad():
         labels = (copy.deepcopy(model)(x).argmax(1) + 1) % 5  # all wrong: no random attack labels
     naive, ours = add_adversarial_bn(copy.deepcopy(model)), add_adversarial_bn(model)
-    out = FixedShare(ours, 4, TemporalAugment(steps=steps, attack_bn="batch"), compile=False)
+    out = TAFStep(
+        ours, TemporalAugment(steps=steps, attack_bn="batch"), composition=first_clips(4), compile=False
+    )
     expected = NaiveStep(naive, 4, steps).accumulate_grads(x, labels)
     actual = out.accumulate_grads(x, labels)
     assert actual["attacked"] == 4
@@ -38,6 +41,7 @@ def test_the_naive_step_is_taf_too(generator, name, steps):
             assert (a.grad - b.grad).norm() <= 0.02 * b.grad.norm() + 1e-9, key
 
 
+@pytest.mark.slow
 def test_all_steps_are_measured():
     costs = measure_steps(
         "tsm_resnet18",
@@ -70,6 +74,7 @@ def test_all_steps_are_measured():
     assert "aten::convolution_backward" in costs.profile and costs.clips == 5
 
 
+@pytest.mark.slow
 def test_further_variants_in_bfloat16():
     setting = Setting(CPU, precision="bfloat16", channels_last=False)
     costs = measure_steps("tsm_resnet18", 2, 96, 4, setting, (0.5,), (1, 3), 1, variants=VARIANTS[:3])
@@ -110,6 +115,7 @@ def test_rates(monkeypatch):
     assert len(calls) == 2
 
 
+@pytest.mark.slow
 def test_command(capsys, monkeypatch):
     small = ["--model", "tsm_resnet18", "--size", 32, "--num-segments", 2, "--batch-size", 4, "--repeats", 1]
     printed = output_of(capsys, monkeypatch, "bench", *small, "--device", "cpu", "--share", 0.5, "--profile")

@@ -80,7 +80,7 @@ def copied_root(clean_root, tmp_path) -> Path:
 
 @pytest.fixture
 def real_clip():
-    """Path of a real clip by name; skips where there is none."""
+    """Return the path of a real clip by name; skip if there is none."""
     beside = Path(__file__).parents[2].parent / "shared" / "data" / "videos"
     folder = Path(os.environ.get("TAF_FAST_TEST_VIDEOS", beside))
 

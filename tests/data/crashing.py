@@ -1,4 +1,4 @@
-"""What a decoder that crashes does, for processes that have to find it by its name."""
+"""A decoder that crashes, importable by name in other processes."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""What needs a GPU: pinned batches, and decoding on it."""
+"""Tests that need a GPU: pinned batches, and decoding on the GPU."""
 
 import pytest
 import torch
@@ -15,13 +15,13 @@ def test_decoding_on_a_gpu_needs_one(clean):
         ClipLoader(clean, **SETTINGS, decoder="mixed")
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.gpu
 def test_batches_are_pinned(mixed):
     for batch in ClipLoader(mixed, **SETTINGS, pin_memory=True):
         assert batch.clips.is_pinned()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.gpu
 def test_a_gpu_decodes_the_same_frames(mixed, seed, by_id):
     pytest.importorskip("nvidia.dali")
     on_cpu = by_id(ClipLoader(mixed, **SETTINGS, seed=seed))

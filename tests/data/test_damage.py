@@ -1,6 +1,5 @@
 """Bad clips among good ones: found by the scan or while decoding, named, and without effect on the others."""
 
-import os
 import re
 import resource
 from dataclasses import replace
@@ -12,7 +11,7 @@ import pytest
 from data.video_files import encode
 
 from taf_fast.data import ClipLoader, DataError, Manifest, VideoDataset, read_ssv2, scan
-from taf_fast.data.formats.annotations import Sample
+from taf_fast.data.clip import Sample, Size
 
 
 def audio_only(path: Path):
@@ -32,14 +31,17 @@ def overwrite_end(path: Path, keep: float):
     """Random bytes of the same length: only decoding finds it."""
     data = path.read_bytes()
     start = int(len(data) * keep)
-    path.write_bytes(data[:start] + os.urandom(len(data) - start))
+    path.write_bytes(data[:start] + np.random.bytes(len(data) - start))
 
 
 BEFORE_SCAN = {
     "missing": (Path.unlink, "missing file"),
     "a folder": (lambda path: (path.unlink(), path.mkdir()), "no frames: a folder without 00001.jpg"),
     "empty": (lambda path: path.write_bytes(b""), "empty file"),
-    "random bytes": (lambda path: path.write_bytes(os.urandom(100)), "cannot be opened"),
+    "random bytes": (
+        lambda path: path.write_bytes(np.random.bytes(100)),
+        "cannot be opened|no video stream|no frames",
+    ),
     "truncated": (cut, r"truncated: \d+ of \d+ bytes"),
     "last byte missing": (lambda path: path.write_bytes(path.read_bytes()[:-1]), "truncated"),
     "cut mp4": (
@@ -50,7 +52,10 @@ BEFORE_SCAN = {
         lambda path: path.write_bytes(path.read_bytes()[:-2000] + bytes(2000)),
         r"damaged at byte \d+ of \d+",
     ),
-    "header only": (lambda path: path.write_bytes(path.read_bytes()[:600]), "no frames|cannot be opened"),
+    "header only": (
+        lambda path: path.write_bytes(path.read_bytes()[:600]),
+        "no frames|cannot be opened|truncated",
+    ),
     "too short": (lambda path: encode(path, "libvpx-vp9", 2), "has 2 frames, expected at least 3"),
     "cut h264": (
         lambda path: (encode(path, "libx264", 20, "mp4"), cut(path)),
@@ -61,7 +66,10 @@ BEFORE_SCAN = {
 AFTER_SCAN = {
     "deleted": (Path.unlink, "missing file"),
     "truncated later": (cut, r"changed since the scan: \d+ bytes instead of \d+"),
-    "all noise": (lambda path: overwrite_end(path, 0), "cannot be decoded"),
+    "all noise": (
+        lambda path: overwrite_end(path, 0),
+        "cannot be (opened|decoded)|no video stream|no frames",
+    ),
     "half noise": (lambda path: overwrite_end(path, 0.3), "cannot be decoded"),
 }
 
@@ -118,9 +126,9 @@ def test_codecs_of_the_manifest_decode(tmp_path, by_id, decoder):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"width": 48}, "has frames of 96 x 72 pixels, expected 48 x 72"),
+        ({"size": Size(72, 48)}, "has frames of 96 x 72 pixels, expected 48 x 72"),
         (
-            {"width": 400, "height": 400},
+            {"size": Size(400, 400)},
             "has frames of 96 x 72 pixels, expected 400 x 400|Slice can't be placed out of bounds",
         ),
         ({"frames": 60}, r"\d\d frames come out, expected at least 57|Unexpected out-of-bounds frame index"),
@@ -145,7 +153,7 @@ def test_a_file_replaced_by_another_codec_of_equal_size(copied_root, by_id, deco
     clip.path.write_bytes(data[: clip.bytes] + bytes(max(0, clip.bytes - len(data))))
     bad = loader(manifest, decoder=decoder)
     by_id(bad)
-    assert_reasons(bad.quarantined, {clip.id: "cannot be decoded|has frames of 32 x 32 pixels"})
+    assert_reasons(bad.quarantined, {clip.id: "cannot be|has frames of 32 x 32 pixels"})
 
 
 def test_evaluation_skips_a_batch_without_a_good_clip(copied_root):
@@ -230,10 +238,11 @@ def test_no_good_clip_at_all(copied_root):
         loader(scan(dataset), quarantine_limit=1)
     with pytest.raises(DataError, match="16 of 16 clips are bad, no good clip"):
         list(loader(healthy, quarantine_limit=1))
-    with pytest.raises(DataError, match="0 of 0"):
+    with pytest.raises(DataError, match="there are no clips for"):
         loader(Manifest(("a",), ()))
 
 
+@pytest.mark.slow
 def test_errors_grow_no_memory(copied_root, decoder):
     """Two thousand clips that cannot be decoded, through one loader."""
     manifest = scan(read_ssv2(copied_root, "validation"))
@@ -251,13 +260,15 @@ def test_errors_grow_no_memory(copied_root, decoder):
         return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
 
     used = [fail() for _ in range(14)]
-    # Allocators take some time to settle; a batch kept for every request would be 1.2 MiB, 470 in all.
+    # Allocators take some time to settle. Keeping a batch per request would cost 1.2 MiB each, 470 in total.
     assert used[-1] - used[3] < 60
 
 
 def test_real_corrupted_file(real_clip, clean, tmp_path, by_id, decoder):
     samples = (Sample("bad", real_clip("corrupted.mp4"), 0), Sample("good", clean.clips[0].path, 0))
-    manifest = scan(VideoDataset(tmp_path, "train", ("a",), samples, "ssv2"))
+    dataset = VideoDataset(tmp_path, "train", ("a",), samples, "ssv2")
+    assert_reasons(scan(dataset).defects, {"bad": "cannot be decoded: Invalid data"})
+    manifest = scan(dataset, quick=True)
     assert not manifest.defects
     damaged = loader(manifest, decoder=decoder)
     assert by_id(damaged).keys() == {"good"}

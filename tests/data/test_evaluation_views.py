@@ -8,7 +8,7 @@ from PIL import Image
 from reference import sampling as official
 
 from taf_fast.data import ClipLoader, EvaluationViews, Manifest, TrainingView, VideoDataset, scan
-from taf_fast.data.formats.annotations import Sample
+from taf_fast.data.clip import Sample
 
 VIEWS = [EvaluationViews(crops, clips) for crops in (1, 3) for clips in (1, 2)]
 RULES = ("segments", "shared", "interleaved")
@@ -22,11 +22,11 @@ def loader(manifest, views, **options) -> ClipLoader:
 def official_views(frames: np.ndarray, num_segments: int, rule: str, views: EvaluationViews, size: int):
     """The views of a decoded video [F, H, W, 3], each int [T, size', size', 3], resized by PIL."""
     n, height, width, _ = frames.shape
-    side = size if views.crops == 1 else size * 8 // 7
+    scaled, squares = official.evaluation_squares(width, height, size, views.crops)
     for taken in official.evaluation_clips(n, num_segments, rule, views.clips):
-        for x, y, s in official.evaluation_boxes(width, height, views.crops):
-            crops = [Image.fromarray(frame[y : y + s, x : x + s]) for frame in frames[taken]]
-            yield np.stack([np.asarray(c.resize((side, side), Image.BILINEAR), int) for c in crops])
+        pictures = [Image.fromarray(frame).resize(scaled, Image.BILINEAR) for frame in frames[taken]]
+        for x, y, side in squares:
+            yield np.stack([np.asarray(p.crop((x, y, x + side, y + side)), int) for p in pictures])
 
 
 def assert_views(actual: torch.Tensor, expected) -> None:
@@ -44,6 +44,7 @@ def clips_by_id(loading: ClipLoader) -> dict[str, torch.Tensor]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("views", VIEWS, ids=str)
 @pytest.mark.parametrize("rule", RULES)
 def test_views_are_the_official_ones(mixed, rule, views):
@@ -53,6 +54,7 @@ def test_views_are_the_official_ones(mixed, rule, views):
         assert_views(delivered[clip.id], official_views(decode(clip.path), 8, rule, views, 56))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("views", [EvaluationViews(1, 2), EvaluationViews(3, 2)], ids=str)
 def test_batches_hold_whole_clips_and_no_more_views_than_asked_for(mixed, views, decoder):
     expected = clips_by_id(loader(mixed, views, batch_size=1000, decoder=decoder))
@@ -96,7 +98,7 @@ def test_a_clip_with_a_bad_view_is_left_out_whole(short, decoder):
     views = EvaluationViews(crops=3, clips=2)
     settings = {"batch_size": 18, "quarantine_limit": 0.2, "decoder": decoder}
     expected = clips_by_id(loader(short, views, **settings))
-    # Of 16 frames the first clip takes every other one, of 13 the second has the last but one for itself.
+    # From 16 frames the first clip takes every other one; from 13 only the second takes the last but one.
     (short.clips[13].path / "00002.jpg").unlink()
     (short.clips[10].path / "00012.jpg").write_bytes(b"no picture")
     loading = loader(short, views, **settings)

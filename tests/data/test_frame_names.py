@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from taf_fast.data import ClipLoader, Manifest, VideoDataset, read_dataset, scan
-from taf_fast.data.formats.annotations import Sample
+from taf_fast.data.clip import FrameFolder, Sample
 
 TEMPLATES = ["{:05d}.jpg", "{:06d}.jpg", "img_{:05d}.jpg", "img_{:06d}.jpg"]
 
@@ -40,7 +40,7 @@ def scan_folder(folder: Path, frames: tuple[int, int] | None = None):
 
 
 def read_pixels(clips, train=False, seed=0) -> dict:
-    """What the loader delivers of each clip."""
+    """Return the frames that the loader delivers for each clip."""
     manifest = Manifest(("a",) * 8, tuple(clips))
     loader = ClipLoader(manifest, num_segments=8, size=16, batch_size=4, train=train, seed=seed)
     delivered = {id: clip for batch in loader for id, clip in zip(batch.ids, batch.clips, strict=True)}
@@ -48,6 +48,7 @@ def read_pixels(clips, train=False, seed=0) -> dict:
     return delivered
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("template", TEMPLATES)
 @pytest.mark.parametrize("first", [0, 1])
 @pytest.mark.parametrize("train", [False, True])
@@ -61,8 +62,7 @@ def test_the_same_pixels_by_any_name(roots, tmp_path, template, first, train, se
         (sample.path / "Thumbs.db").write_bytes(b"")
     manifest = scan(dataset)
     for clip, other in zip(manifest.clips, expected.clips, strict=True):
-        assert (clip.frame_name, clip.first_frame) == (template, first)
-        assert clip == replace(other, path=clip.path, frame_name=template, first_frame=first)
+        assert clip == replace(other, path=clip.path, source=FrameFolder(template, first))
         assert all(file.is_file() for file in clip.files)
     assert_same_clips(read_pixels(manifest.clips, train, seed), read_pixels(expected.clips, train, seed))
 
@@ -77,7 +77,7 @@ def test_a_part_of_the_folder(folder, tmp_path, template, assert_same_clips):
     rename(folder, template, 1)
     clip = scan_folder(folder, (3, 11))
     sizes = [(folder / template.format(number)).stat().st_size for number in range(3, 12)]
-    assert (clip.defect, clip.frames, clip.first_frame, clip.bytes) == (None, 9, 3, sum(sizes))
+    assert (clip.defect, clip.frames, clip.source.first, clip.bytes) == (None, 9, 3, sum(sizes))
     (folder / template.format(1)).unlink()
     (folder / template.format(12)).write_bytes(b"")
     assert scan_folder(folder, (3, 11)) == clip
@@ -156,4 +156,4 @@ def test_no_frames(tmp_path):
     (tmp_path / "clip/frame1.jpg").write_bytes(b"")
     clip = scan_folder(tmp_path / "clip")
     assert clip.defect == "no frames: a folder without 00001.jpg, 000001.jpg or img_00001.jpg"
-    assert (clip.codec, clip.frames) == ("jpeg", 0)
+    assert (clip.source, clip.frames) == (None, 0)

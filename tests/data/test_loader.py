@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from taf_fast.data import Batch, ClipLoader, DataError, Manifest, TrainingView, read_ssv2, scan
+from taf_fast.errors import MissingDependency
 
 SETTINGS = {"num_segments": 8, "size": 32, "batch_size": 4, "train": True}
 
@@ -62,12 +63,10 @@ def test_fewer_clips_than_a_batch_are_delivered(clean):
     assert len(batch.ids) == 24
 
 
-@pytest.mark.parametrize(("drop_last", "sizes"), [(None, [10, 10]), (True, [10, 10]), (False, [10, 10, 4])])
-def test_the_incomplete_last_batch_is_a_choice(clean, seed, drop_last, sizes):
-    batches = list(loader(clean, train=True, seed=seed, batch_size=10, drop_last=drop_last))
+@pytest.mark.parametrize(("train", "sizes"), [(True, [10, 10]), (False, [10, 10, 4])])
+def test_training_leaves_out_the_incomplete_last_batch(clean, seed, train, sizes):
+    batches = list(loader(clean, train=train, seed=seed, batch_size=10))
     assert [len(batch.ids) for batch in batches] == sizes
-    batches = list(loader(clean, train=False, batch_size=10, drop_last=drop_last))
-    assert [len(batch.ids) for batch in batches] == ([10, 10] if drop_last else [10, 10, 4])
 
 
 def test_batches_stay_intact_while_later_ones_are_decoded(clean):
@@ -124,12 +123,14 @@ def assert_resumes(manifest, bad: tuple[int, int], **options) -> None:
         assert resumed.state_dict() == uninterrupted.state_dict()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damaged", [False, True])
 def test_resumed_loaders_deliver_what_an_uninterrupted_one_does(clean, copied_root, damaged, seed):
     manifest = with_bad_clips(copied_root) if damaged else clean
     assert_resumes(manifest, (2, 4) if damaged else (0, 0), seed=seed)
 
 
+@pytest.mark.slow
 def test_resuming_with_every_format_and_choice(copied_mixed, seed):
     clips = list(copied_mixed.clips)
     clips[2] = replace(clips[2], defect="known")
@@ -218,9 +219,10 @@ def test_scan_arguments_and_progress(clean_root):
         scan(dataset, workers=0)
 
 
+@pytest.mark.slow
 def test_dali_is_imported_by_need_and_its_absence_explained(clean, monkeypatch):
     code = "import sys, taf_fast.data; sys.exit('nvidia.dali' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     monkeypatch.setitem(sys.modules, "nvidia.dali", None)
-    with pytest.raises(ImportError, match=r"pip install taf_fast\[dali\]"):
+    with pytest.raises(MissingDependency, match=r"pip install taf_fast\[dali\]"):
         loader(clean, decoder="dali")

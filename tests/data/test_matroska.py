@@ -5,7 +5,7 @@ import pytest
 from data.video_files import encode
 
 from taf_fast.data.scanning.matroska import matroska_defect
-from taf_fast.data.scanning.probe import probe
+from taf_fast.data.scanning.probe import Facts, probe
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_parts_of_unknown_size_end_the_walk(video):
 
 
 def test_a_last_frame_may_be_shown_for_long(tmp_path):
-    """The duration tells nothing of the number of frames."""
+    """The duration says nothing about the number of frames."""
     encode(tmp_path / "even.webm", "libvpx-vp9", 12)
     with (
         av.open(str(tmp_path / "even.webm")) as even,
@@ -77,6 +77,6 @@ def test_a_last_frame_may_be_shown_for_long(tmp_path):
         for packet in packets:
             packet.stream = stream
             held.mux(packet)
-    facts = {}
+    facts = Facts()
     probe(tmp_path / "held.webm", facts)
-    assert facts["frames"] == 12
+    assert facts.frames == 12

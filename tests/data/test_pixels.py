@@ -10,26 +10,27 @@ from PIL import Image
 from reference.resize import triangle
 
 from taf_fast.data import ClipLoader, Manifest, TrainingView, VideoDataset, read_dataset, scan
-from taf_fast.data.decoding.dali_graph import ClipDecoder
-from taf_fast.data.decoding.dali_sources import VIDEO
-from taf_fast.data.formats.annotations import Sample
+from taf_fast.data.clip import Box, Sample, VideoFile
+from taf_fast.data.decoding.dali import VIDEO, ClipDecoder
 from taf_fast.data.views.planner import ClipPlan, plan
 
 
 def assert_is_planned(actual, path, plan: ClipPlan, decoder: str, turns: int = 0) -> None:
-    """``actual`` [T, size, size, 3] is the planned crop of the planned frames, resized.
+    """``actual`` [T, size, size, 3] is the planned crop of the planned frames, resized and cut.
 
     ``turns`` are quarter turns counter-clockwise, before cropping.
     """
     size = actual.shape[1]
     assert actual.shape == (len(plan.frames), size, size, 3)
-    y, x = slice(plan.y, plan.y + plan.height), slice(plan.x, plan.x + plan.width)
-    crop = np.rot90(decode(path)[plan.frames], turns, (1, 2))[:, y, x]
+    y, x, height, width = plan.box
+    crop = np.rot90(decode(path)[plan.frames], turns, (1, 2))[:, y : y + height, x : x + width]
     actual = np.asarray(actual).astype(float)
     # Half a level is rounding; PyTorch and PIL round twice, and their weights.
-    error = abs(actual - triangle(crop, size, repeat_edges=decoder == "dali")).max()
+    scaled, (y, x) = plan.scaled or (size, size), plan.corner
+    cut = (slice(None), slice(y, y + size), slice(x, x + size))
+    error = abs(actual - triangle(crop, scaled, repeat_edges=decoder == "dali")[cut]).max()
     assert error < (0.51 if decoder == "dali" else 1.2)
-    pil = np.stack([np.asarray(Image.fromarray(f).resize((size, size), Image.BILINEAR)) for f in crop])
+    pil = np.stack([np.asarray(Image.fromarray(f).resize(scaled[::-1], Image.BILINEAR)) for f in crop])[cut]
     # DALI treats the edge otherwise when shrinking; inside it agrees.
     inside = slice(1, -1) if decoder == "dali" else slice(None)
     difference = abs(actual - pil)[:, inside, inside]
@@ -37,6 +38,7 @@ def assert_is_planned(actual, path, plan: ClipPlan, decoder: str, turns: int = 0
     assert difference.max() <= (1 if decoder == "dali" else 2) and (difference > 1).mean() < 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize("size", [48, 112])
 def test_delivered_clips_are_the_planned_ones(mixed, roots, train, size, seed, decoder):
@@ -69,7 +71,7 @@ def test_crops_of_any_shape(mixed, seed, by_id, decoder):
 def test_pyav_and_dali_decode_to_the_same_pixels(clean, seed, by_id, assert_same_clips):
     """DALI decodes VP9; of a codec it does not know PyAV does."""
     expected = by_id(ClipLoader(clean, 8, 64, 6, True, seed=seed, decoder="dali"))
-    other = Manifest(clean.classes, tuple(replace(clip, codec="other") for clip in clean.clips))
+    other = Manifest(clean.classes, tuple(replace(clip, source=VideoFile("other")) for clip in clean.clips))
     assert_same_clips(by_id(ClipLoader(other, 8, 64, 6, True, seed=seed, decoder="dali")), expected)
 
 
@@ -97,7 +99,7 @@ def test_codecs_containers_and_odd_sizes(tmp_path, codec, container, size, pixel
     encode(tmp_path / "video", codec, 21, container, size, pixels=pixels)
     manifest = one_clip(tmp_path / "video")
     (clip,) = manifest.clips
-    assert clip.defect is None and (clip.frames, clip.width, clip.height) == (21, *size)
+    assert clip.defect is None and (clip.frames, *clip.size) == (21, size[1], size[0])
     delivered = by_id(ClipLoader(manifest, 8, 40, 1, train=True, seed=seed, decoder=decoder))
     assert_is_planned(delivered["1"], clip.path, plan(clip, 0, 8, 40, seed, 0, True), decoder)
 
@@ -108,7 +110,7 @@ def test_rotated_videos_are_turned(tmp_path, codec, rotation, seed, by_id, decod
     encode(tmp_path / "video", codec, 12, "mp4", rotation=rotation)
     manifest = one_clip(tmp_path / "video")
     (clip,) = manifest.clips
-    assert (clip.width, clip.height) == ((72, 96) if rotation % 180 else (96, 72))
+    assert clip.size == ((96, 72) if rotation % 180 else (72, 96))
     delivered = by_id(ClipLoader(manifest, 8, 40, 1, train=True, seed=seed, decoder=decoder))
     planned = plan(clip, 0, 8, 40, seed, 0, True)
     assert_is_planned(delivered["1"], clip.path, planned, decoder, rotation // 90)
@@ -160,7 +162,7 @@ def test_every_frame_is_exactly_its_own(clean):
     clip = clean.clips[0]
     order = np.random.default_rng(0).permutation(clip.frames).astype(np.int32)
     for wanted in (order, order[:1], np.repeat(order[:3], 2)):
-        square = ClipPlan(wanted, 0, 0, 72, 72, label=0)
+        square = ClipPlan(wanted, Box(0, 0, 72, 72), label=0)
         pixels, sizes = ClipDecoder(VIDEO, 72, 1, 1, None)([np.fromfile(clip.path, np.uint8)], [square])
         assert np.array_equal(pixels[0], decode(clip.path)[wanted][:, :, :72])
         assert sizes.tolist() == [[72, 96]]
@@ -175,13 +177,14 @@ REAL_CLIPS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REAL_CLIPS)
 def test_real_clips(real_clip, name, decoder):
     path = real_clip(name)
     manifest = one_clip(path)
     (clip,) = manifest.clips
     frames = decode(path)
-    assert clip.defect is None and (clip.frames, clip.height, clip.width, 3) == frames.shape
+    assert clip.defect is None and (clip.frames, *clip.size, 3) == frames.shape
     (batch,) = ClipLoader(manifest, 8, 224, 1, train=False, decoder=decoder)
     assert_is_planned(batch.clips[0], path, plan(clip, 0, 8, 224, 0, 0, False), decoder)
 

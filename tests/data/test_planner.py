@@ -1,18 +1,18 @@
-"""Plans and order: what they depend on, and what ranks take of them."""
+"""Plans and order: what they depend on, and which part each rank takes."""
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taf_fast.data.scanning.manifest import Clip
+from taf_fast.data.clip import Clip, Size
 from taf_fast.data.views import planner
 
 
 def test_plans_depend_on_seed_epoch_and_position_only():
-    clip = Clip("1", None, 0, frames=60, width=427, height=240)
+    clip = Clip("1", None, 0, frames=60, size=Size(240, 427))
 
     def key(position=3, seed=1, epoch=2, train=True):
         plan = planner.plan(clip, position, 8, 224, seed, epoch, train)
-        return (*plan.frames.tolist(), plan.y, plan.x, plan.height, plan.width)
+        return (*plan.frames.tolist(), *plan.box)
 
     assert key() == key()
     assert len({key(), key(position=4), key(seed=2), key(epoch=3)}) == 4

@@ -1,6 +1,7 @@
 """The readers of Something-Something-V1 and Diving48, and finding out which data set a folder holds."""
 
 import json
+import shutil
 
 import pytest
 
@@ -138,12 +139,14 @@ def test_the_format_is_found_out(roots, tmp_path):
 
 
 def test_what_was_looked_for_is_listed(tmp_path):
+    (tmp_path / "none").mkdir()
     with pytest.raises(DataError) as error:
         read_dataset(tmp_path / "none", "train")
-    first, *lines = str(error.value).split("\n")
-    assert first == f"{tmp_path / 'none'} holds no known data set, looked for"
+    before, _, places = str(error.value).partition(", looked for ")
+    assert before == f"{tmp_path / 'none'} holds no known data set"
     looked_for = {
-        title.strip(): files.split(", ") for title, _, files in (line.partition(": ") for line in lines)
+        title: files.split(", ")
+        for title, _, files in (place.partition(": ") for place in places.split("; "))
     }
     assert looked_for.keys() == {
         "Something-Something V1",
@@ -188,3 +191,34 @@ def test_annotations_in_a_folder_of_their_own(tmp_path):
     (tmp_path / "dive/rawframes/_8Vy_0001").mkdir(parents=True)
     (sample,) = read_dataset(tmp_path / "dive", "train").samples
     assert sample.path == tmp_path / "dive/rawframes/_8Vy_0001"
+
+
+def rewritten(root, change):
+    for file in root.rglob("*.json"):
+        file.write_bytes(change(file.read_bytes()))
+    for file in root.rglob("*.csv"):
+        file.write_bytes(change(file.read_bytes()))
+
+
+@pytest.mark.parametrize("name", ["ssv1", "ssv2", "diving48"])
+def test_annotations_with_a_bom_crlf_and_spaces(roots, tmp_path, name):
+    root = shutil.copytree(roots[name], tmp_path / name)
+    expected = read_dataset(root, "train")
+    rewritten(root, lambda content: b"\xef\xbb\xbf" + content.replace(b"\n", b" \r\n"))
+    if name != "ssv1":
+        rewritten(
+            root, lambda content: content.replace(b'"Moving', b'" Moving').replace(b'middle"', b'middle "')
+        )
+    assert read_dataset(root, "train") == expected
+
+
+@pytest.mark.parametrize(("name", "suffix"), [("ssv2", ".MP4"), ("diving48", ".avi"), ("ssv2", ".mkv")])
+def test_videos_of_any_suffix(roots, tmp_path, name, suffix):
+    root = shutil.copytree(roots[name], tmp_path / name)
+    first, *others = read_dataset(root, "train").samples
+    first.path.rename(first.path.with_suffix(suffix))
+    found, *same = read_dataset(root, "train").samples
+    assert found.path == first.path.with_suffix(suffix) and same == others
+    for sample in others:
+        sample.path.rename(sample.path.with_suffix(suffix))
+    assert {sample.path.suffix for sample in read_dataset(root, "train").samples} == {suffix}

@@ -104,7 +104,7 @@ def test_two_clips_are_official():
 
 @pytest.mark.parametrize("num_segments", [8, 16])
 def test_powers_of_two_sample_without_rounding(num_segments):
-    """What the rules mean, in exact fractions of a frame."""
+    """State the rules in exact fractions of a frame."""
 
     def at(n, *places):
         return [Fraction(n) * place // (4 * num_segments) for place in places]

@@ -46,7 +46,7 @@ FRAMES = [
 
 @pytest.mark.parametrize("folder", FRAMES)
 def test_extracted_frames(tmp_path, folder):
-    """They are read where there are no videos; some clips may be missing."""
+    """Frames are read if there are no videos; some clips may be missing."""
     write(tmp_path, train=[ENTRY | {"id": str(number)} for number in range(300)])
     for name in FRAMES[:-1]:
         (tmp_path / name).mkdir()

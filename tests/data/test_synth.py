@@ -44,7 +44,7 @@ def test_layout_is_the_official_one(clean_root):
     for split, count in (("train", 24), ("validation", 16)):
         manifest = scan(read_ssv2(clean_root, split))
         assert len(manifest.good) == count and not manifest.defects
-        assert {(c.codec, c.width, c.height) for c in manifest.clips} == {("vp9", 96, 72)}
+        assert {(c.codec, c.size) for c in manifest.clips} == {("vp9", (72, 96))}
         assert all(10 <= clip.frames <= 20 for clip in manifest.clips)
         assert {clip.label for clip in manifest.clips} == set(range(len(ORDERS)))
         with av.open(str(manifest.clips[0].path)) as container:
@@ -72,7 +72,7 @@ def test_every_format_holds_the_same_clips(roots):
             assert len(manifests[name].good) == count
             for clip, other in zip(manifests[name].clips, manifests["ssv2"].clips, strict=True):
                 assert (clip.id, clip.label, clip.frames) == (other.id, other.label, other.frames)
-                assert (clip.width, clip.height) == (other.width, other.height)
+                assert clip.size == other.size
         first = {name: decode(manifest.clips[0].path).astype(int) for name, manifest in manifests.items()}
         for name in ("ssv1", "diving48"):
             assert abs(first[name] - first["ssv2"]).mean() < 8

@@ -9,7 +9,7 @@ from reference import colour as official_colour
 from reference import sampling as official
 
 from taf_fast.data import ClipLoader, TrainingView
-from taf_fast.data.scanning.manifest import Clip
+from taf_fast.data.clip import Clip, Size
 from taf_fast.data.views import crops, planner
 from taf_fast.data.views.colour import apply_colours, draw_colours
 
@@ -22,7 +22,7 @@ FRAMES = [(427, 240), (240, 427), (176, 100), (131, 100), (341, 255), (223, 397)
 @pytest.mark.parametrize(("width", "height"), FRAMES)
 def test_random_resized_crops_are_the_official_ones_for_equal_draws(width, height, rng):
     for seed in rng.integers(2**32, size=300).tolist():
-        ours = crops.random_resized_crop(width, height, np.random.default_rng(seed))
+        ours = crops.random_resized_crop(Size(height, width), np.random.default_rng(seed))
         same = np.random.default_rng(seed)
         left, top, right, bottom = official.tpn_crop(
             width, height, same.uniform, same.random, lambda high, same=same: int(same.integers(high))
@@ -32,13 +32,13 @@ def test_random_resized_crops_are_the_official_ones_for_equal_draws(width, heigh
 
 @given(st.integers(1, 700), st.integers(1, 700), st.integers(0, 2**32))
 def test_random_resized_crops_stay_inside_the_frame(width, height, seed):
-    y, x, h, w = crops.random_resized_crop(width, height, np.random.default_rng(seed))
+    y, x, h, w = crops.random_resized_crop(Size(height, width), np.random.default_rng(seed))
     assert min(y, x) >= 0 and min(h, w) >= 1 and y + h <= height and x + w <= width
 
 
 def test_random_resized_crops_of_a_square_are_of_every_area_and_shape(rng):
     """Of a square nothing is cut off but by chance: areas are uniform, ratios symmetric."""
-    drawn = np.array([crops.random_resized_crop(300, 300, rng) for _ in range(4000)])
+    drawn = np.array([crops.random_resized_crop(Size(300, 300), rng) for _ in range(4000)])
     heights, widths = drawn[:, 2], drawn[:, 3]
     inside = (drawn[:, 0] + heights < 300) & (drawn[:, 1] + widths < 300)
     ratios = np.log(widths[inside] / heights[inside])
@@ -49,7 +49,7 @@ def test_random_resized_crops_of_a_square_are_of_every_area_and_shape(rng):
 
 
 def plans(view: TrainingView, seed: int, count: int, label: int = 0, train: bool = True):
-    clip = Clip("1", None, label, frames=60, width=427, height=240)
+    clip = Clip("1", None, label, frames=60, size=Size(240, 427))
     return [planner.plan(clip, position, 8, 224, seed, 0, train, view) for position in range(count)]
 
 
@@ -58,7 +58,7 @@ def test_further_choices_change_neither_frames_nor_crops(seed):
     more = plans(TrainingView(flip=True, colour=True), seed, 50)
     for a, b in zip(plain, more, strict=True):
         assert a.frames.tolist() == b.frames.tolist()
-        assert (a.y, a.x, a.height, a.width, a.label) == (b.y, b.x, b.height, b.width, b.label)
+        assert (a.box, a.label) == (b.box, b.label)
         assert not a.mirror and a.colours is None
         assert b.colours.shape == (8, 3, 4) and b.colours.dtype == np.float32
 
@@ -75,10 +75,10 @@ def test_half_of_the_clips_are_mirrored_and_exactly_their_labels_swapped(seed):
 
 def test_evaluation_looks_at_the_rule_for_short_clips_only(seed):
     for n in (8, 9, 60):
-        clip = Clip("1", None, 3, frames=n, width=427, height=240)
+        clip = Clip("1", None, 3, frames=n, size=Size(240, 427))
         plan = planner.plan(clip, 0, 8, 224, seed, 0, False, EVERYTHING)
         assert plan.frames.tolist() == official.tam_clips(n, 8, num_clips=1)[0]
-        assert (plan.y, plan.x, plan.height, plan.width) == (15, 108, 210, 210)
+        assert (plan.box, plan.scaled, plan.corner) == ((0, 0, 240, 427), (256, 455), (16, 116))
         assert plan.label == 3 and not plan.mirror and plan.colours is None
 
 

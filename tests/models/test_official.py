@@ -40,6 +40,7 @@ def test_records_are_complete():
     }
 
 
+@pytest.mark.slow
 def test_logits_and_way_back(record, tmp_path):
     path = tmp_path / "weights.pth"
     torch.save({"state_dict": record["weights"], "epoch": 1}, path)

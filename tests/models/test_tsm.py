@@ -45,6 +45,7 @@ def reference_logits(state, x, segments, bottleneck):
     return (pooled @ state["fc.weight"].T + state["fc.bias"]).mean(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, segments", [("tsm_resnet18", 8), ("tsm_resnet18", 1), ("tsm_resnet50", 3)])
 def test_logits(name, segments, seed):
     torch.manual_seed(seed)

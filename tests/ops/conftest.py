@@ -1,4 +1,4 @@
-"""What the op tests share: devices, memory layouts, and memory that is NaN until written."""
+"""Shared by the op tests: devices, memory layouts, and memory that is NaN until written."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+DEVICES = ["cpu"]
+if torch.cuda.is_available():
+    DEVICES.append(pytest.param("cuda", marks=pytest.mark.gpu))
 
 
 @pytest.fixture(params=DEVICES)

@@ -54,7 +54,7 @@ def test_temporal_shift(generator):
 
 
 def attack_gradient(frame_cam, cam_loss, x, trunk, head, denominator):
-    """dL_C/dx, where the map is built from features and from a gradient that itself depends on them."""
+    """dL_C/dx through a map that depends on the features and on a gradient that depends on them too."""
     features = torch.tanh(torch.einsum("btihw,ci->btchw", x, trunk))
     logits = torch.tanh(features.mean((1, 3, 4)) @ head.T)
     cross_entropy = torch.nn.functional.cross_entropy(logits, torch.zeros(len(x), dtype=torch.int64))
@@ -71,7 +71,7 @@ def test_the_attack_and_its_second_order(denominator, generator):
     exact = attack_gradient(reference.frame_cam, reference.cam_loss, x, trunk, head, denominator)
     for actual, expected in zip(ours, exact, strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9 * expected.abs().max().item())
-    # One order further: how the attack's own gradient reacts.
+    # One order higher: the gradient of the attack's own gradient.
     probes = [torch.randn(g.shape, generator=generator, dtype=torch.float64) for g in exact]
     second = [
         torch.autograd.grad(

@@ -26,9 +26,9 @@ CASES = [
     ((2, 16, 6, 1, 1), 5, 16, True, "range"),
     ((1, 3, 20, 5, 9), 2, 1, True, "max"),
     ((1, 8, 40, 5, 9), 5, 8, False, "max"),
-    ((1, 2, 6, 9, 16), 5, 1, True, "range"),  # more positions than a tile: several programs a frame
+    ((1, 2, 6, 9, 16), 5, 1, True, "range"),  # more positions than a tile: several programs per frame
     ((1, 2, 3, 3, 3), 1100, 1, False, "max"),  # more classes than a pass
-    ((1, 32, 4, 2, 2), 5, 20, True, "max"),  # as many frames as the kernel takes
+    ((1, 32, 4, 2, 2), 5, 20, True, "max"),  # the most frames that the kernel takes
     ((1, 33, 4, 2, 2), 5, 20, True, "max"),  # more
 ]
 
@@ -56,7 +56,7 @@ def exactly(*tensors):
 
 
 def run(features, weight, bias, targets, mask, num_frames, denominator="max", eps=1e-6, **changes):
-    """The op as a step would call it, on the exact logits (in the precision of its sums)."""
+    """Call the op as a step would, on the exact logits (in the precision of its sums)."""
     f, w, b, m = exactly(features, weight, bias, mask)
     logits = reference.head(f, w, b, m).to(features.device, common.accumulator(features.dtype))
     arguments = {"features": features, "weight": weight, "logits": logits, "mask": mask, **changes}
@@ -134,7 +134,7 @@ def test_number_of_frames(num_frames, generator, device):
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_equals_differentiating_the_two_ops(masked, generator, device):
-    """The same loss, frames and gradient as the ops it stands for, through their own double backward."""
+    """The loss, frames and gradient match the double backward through the ops that it replaces."""
     features, weight, bias, targets, mask = problem((2, 4, 6, 3, 4), 5, masked, generator, device=device)
     gradient, loss, frames = run(features, weight, bias, targets, mask, 2, "range")
     features.requires_grad_()
@@ -205,9 +205,9 @@ def test_the_gradient_keeps_the_memory_format(order, generator, device):
 @pytest.mark.parametrize("denominator", DENOMINATORS)
 @pytest.mark.parametrize("offset", [0.0, 3.0], ids=["all zero", "constant"])
 def test_features_without_contrast(offset, denominator, generator, device):
-    """Every position ties: the first is both minimum and maximum; D is floored where it is zero."""
+    """All positions tie: the first is both minimum and maximum, and D is floored if it is zero."""
     features, *others = problem((2, 3, 6, 2, 3), 5, True, generator, torch.float32, device)
-    others[-1] = torch.full_like(others[-1], 2.0)  # every frame alike
+    others[-1] = torch.full_like(others[-1], 2.0)  # all frames equal
     features = torch.full_like(features, offset)
     actual = run(features, *others, 2, denominator, 0.125)
     assert actual[2].tolist() == [[0, 1]] * 2
@@ -261,8 +261,8 @@ def test_the_derivative_along_the_features_themselves(generator, device):
 
 
 def test_scale_invariance_makes_the_gradient_orthogonal(generator, device):
-    """With D = M the loss does not depend on the map's scale, so <F, dL/dF> is what comes through the logits:
-    nothing where softmax is saturated."""
+    """With D = M the loss does not depend on the map's scale, so <F, dL/dF> comes through the logits alone
+    and is 0 if the softmax is saturated."""
     features, weight, _, targets, mask = problem((2, 4, 6, 3, 3), 2, True, generator, torch.float32, device)
     logits = torch.full((2, 2), -200.0, device=device).scatter(1, 1 - targets[:, None], 200.0)
     gradient, _, _ = ops.cam_gradient(features, weight, logits, targets, 2, mask=mask)
@@ -329,6 +329,7 @@ def test_autocast_does_not_lower_the_precision(generator, device):
 compiled_only = pytest.mark.skipif(common.INTERPRETED, reason="kernels are interpreted in this process")
 
 
+@pytest.mark.slow
 @compiled_only
 @pytest.mark.parametrize("masked, dtype", [(False, torch.float32), (True, torch.bfloat16)])
 def test_opcheck(masked, dtype, generator):
@@ -338,6 +339,7 @@ def test_opcheck(masked, dtype, generator):
     torch.library.opcheck(operator, (features, weight, logits, targets, mask, 2, masked, 1e-6))
 
 
+@pytest.mark.slow
 @compiled_only
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_compiled_equals_eager(backend, generator):
@@ -358,16 +360,14 @@ def test_torch_finds_the_kernels_behind_the_op():
     """Their source is part of the key under which compiled graphs are cached."""
     library = pytest.importorskip("torch._library.triton")
     kernels = library.get_triton_kernels_for_op("taf_fast::cam_gradient")
-    assert sorted(kernel.__name__ for kernel in kernels) == [
-        "_cam_gradient_clip_kernel",
-        "_cam_gradient_kernel",
-        "_cam_gradient_weights_kernel",
-    ]
+    launched = {"_cam_gradient_clip_kernel", "_cam_gradient_kernel", "_cam_gradient_weights_kernel"}
+    # What they call is among them: a change there changes the compiled graph too.
+    assert launched | {"tile_statistics", "order_of_frames"} <= {kernel.__name__ for kernel in kernels}
 
 
 @compiled_only
 def test_the_cuda_branch_traces_to_three_kernels(generator):
-    """With fake CUDA tensors no GPU is needed; outputs as on the CPU."""
+    """Fake CUDA tensors need no GPU; the outputs match the CPU's."""
     features, weight, _, targets, mask = problem((2, 3, 6, 3, 3), 5, True, generator, torch.bfloat16)
     logits = normal(2, 5, generator=generator)
     operator = torch.ops.taf_fast.cam_gradient.default

@@ -15,7 +15,7 @@ SHAPES = [
     (2, 1, 1, 1),
     (0, 4, 2, 2),
     (2, 2, 40, 30),  # more positions than a tile
-    (2, 32, 2, 2),  # as many frames as the kernel takes
+    (2, 32, 2, 2),  # the most frames that the kernel takes
     (2, 33, 2, 2),  # more
 ]
 
@@ -65,7 +65,8 @@ def test_gradients(shape, dtype, denominator, generator, device):
     exact = gradient(reference.cam_loss, cam.double(), shape[1], denominator, grad_loss, grad_scores)
     plain = gradient(reference.cam_loss, cam, shape[1], denominator, grad_loss, grad_scores)
     assert actual.dtype == dtype
-    reference.assert_as_good_as_pytorch(actual, exact, plain)
+    # The gradient at the extremes is a sum over the whole clip, in another order than PyTorch's.
+    reference.assert_as_good_as_pytorch(actual, exact, plain, floor=6)
 
 
 @pytest.mark.parametrize("num_frames", [1, 2, 4])

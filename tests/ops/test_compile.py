@@ -1,4 +1,4 @@
-"""The ops as torch sees them: opcheck, torch.compile, and the kernels behind each op.
+"""The ops within torch: opcheck, torch.compile, and the kernels behind each op.
 
 Fake tensors cannot enter an interpreted kernel, hence the skip.
 """
@@ -22,7 +22,7 @@ def normal(*shape, generator, dtype=torch.float32):
 
 
 def op_arguments(name: str, generator, dtype=torch.float32) -> tuple:
-    """Arguments of the registered operator, gradients required where they can be."""
+    """Arguments of the registered operator, with gradients required wherever possible."""
 
     def leaf(*shape, dtype=dtype):
         return normal(*shape, generator=generator, dtype=dtype).requires_grad_()
@@ -50,6 +50,7 @@ def op_arguments(name: str, generator, dtype=torch.float32) -> tuple:
 OPS = ["frame_cam", "frame_cam_backward", "cam_loss", "cam_loss_backward", "pgd_step", "temporal_shift"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", OPS)
 def test_opcheck(name, dtype, generator):
@@ -61,12 +62,12 @@ def test_torch_finds_the_kernel_behind_the_op(name):
     """Its source is part of the key under which compiled graphs are cached."""
     library = pytest.importorskip("torch._library.triton")
     kernels = library.get_triton_kernels_for_op(f"taf_fast::{name}")
-    assert [kernel.__name__ for kernel in kernels] == [f"_{name}_kernel"]
+    assert f"_{name}_kernel" in [kernel.__name__ for kernel in kernels]
 
 
 @pytest.mark.parametrize("name", OPS)
 def test_the_cuda_branch_traces_to_one_kernel(name, generator):
-    """With fake CUDA tensors no GPU is needed: one launch an op, and outputs as on the CPU."""
+    """Fake CUDA tensors need no GPU: one launch per op, and outputs that match the CPU's."""
     operator = getattr(torch.ops.taf_fast, name).default
     arguments = op_arguments(name, generator)
     on_cpu = operator(*arguments)
@@ -104,6 +105,7 @@ def gradients(function, *arguments):
     return value, *torch.autograd.grad(value, leaves)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 @pytest.mark.parametrize(
     "function, shapes",
@@ -119,6 +121,7 @@ def test_compiled_equals_eager(function, shapes, backend, generator):
         torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["numbers", "tensors"])
 def test_compiled_pgd_step_equals_eager(kind, generator):
     x, grad, clean = (normal(2, 3, 5, 4, generator=generator) for _ in range(3))
@@ -133,6 +136,7 @@ def test_compiled_pgd_step_equals_eager(kind, generator):
         assert torch.equal(compiled(x, grad, clean, size), step(x, grad, clean, size))
 
 
+@pytest.mark.slow
 def test_a_changing_number_of_clips_compiles_twice(generator):
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(attack_loss, fullgraph=True, backend=counter)

@@ -21,7 +21,7 @@ def memory() -> Tensor:
 
 
 def far_apart(memory: Tensor, values: Tensor) -> Tensor:
-    """A copy of values [2,...] in float16 whose two entries lie APART."""
+    """Return a float16 copy of values [2,...] whose two entries are APART elements apart."""
     dense = torch.empty(values.shape[1:]).stride()
     view = memory.as_strided(values.shape, (APART, *dense))
     return view.copy_(values)

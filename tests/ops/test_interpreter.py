@@ -1,4 +1,4 @@
-"""The kernels themselves, without a GPU: the op tests once more with Triton's interpreter.
+"""The kernels without a GPU: the op tests again, with Triton's interpreter.
 
 In a process of its own, because Triton reads the variable when a kernel is defined.
 """
@@ -20,6 +20,7 @@ FILES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="this is the interpreted run")
 @pytest.mark.parametrize("file", FILES)
 def test_op_tests_pass_with_interpreted_kernels(file, seed):

@@ -8,7 +8,8 @@ from taf_fast import ops
 
 
 def installed(name: str):
-    """The package, or a skip that says why: some fail on import for want of a package of their own."""
+    """Import a package or skip with the reason: some fail on import because they lack a package
+    themselves."""
     try:
         return pytest.importorskip(name, exc_type=ImportError)
     except Exception as error:

@@ -1,4 +1,4 @@
-"""pgd_step: numbers, bounds, layouts, errors. Also run with interpreted kernels."""
+"""pgd_step: numbers, bounds, layouts and errors. test_interpreter.py runs them interpreted as well."""
 
 import math
 
@@ -58,6 +58,22 @@ def test_numbers(shape, dtype, kind, generator, device):
     reference.assert_as_good_as_pytorch(actual, exact, plain)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("from_clean", [False, True])
+@pytest.mark.parametrize("shape", [(3, 2, 3, 5, 7), (4, 3, 2, 2)])
+def test_every_clip_with_limits_of_its_own(shape, from_clean, channels, generator, device):
+    x, grad, clean = inputs(shape, torch.float64, generator, device)
+    wide = [shape[0], *[1] * (len(shape) - 4), channels, 1, 1]
+    step_size, epsilon = (torch.rand(wide, generator=generator, dtype=torch.float64) * 0.2 for _ in range(2))
+    start = None if from_clean else x
+    actual = ops.pgd_step(start, grad, clean, step_size.to(device), epsilon.to(device), 0.0, 1.0).cpu()
+    for row in range(shape[0]):
+        own = [value[row].flatten().expand(shape[-3]) for value in (step_size, epsilon)]
+        x_row, grad_row, clean_row = (t[row].cpu() for t in (clean if from_clean else x, grad, clean))
+        expected = reference.pgd_step(x_row, grad_row, clean_row, *own, 0.0, 1.0)
+        torch.testing.assert_close(actual[row], expected, rtol=0, atol=1e-15)
+
+
 @pytest.mark.parametrize("kind", ["numbers", "tensors"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_layouts(layout, dtype, kind, generator, device):
@@ -114,84 +130,15 @@ def test_a_first_step_starts_at_the_clean_clip(layout, dtype, kind, generator, d
     assert actual.stride() == torch.empty_like(grad).stride(), "not in the memory format of grad"
 
 
-def frames_and_gradient(shape, dtype, generator, device):
-    """Decoded frames [...,H,W,C], every value among them where there is room, and a gradient [...,C,H,W]."""
-    _, grad, _ = inputs(shape, dtype, generator, device)
-    decoded = (*shape[:-3], *shape[-2:], shape[-3])
-    frames = torch.randint(0, 256, decoded, generator=generator, dtype=torch.uint8)
-    values = frames.view(-1)[:256]
-    values.copy_(torch.arange(255, 255 - len(values), -1))
-    return frames.to(device), grad
-
-
-def normalisation(kind, shape, generator, device):
-    if kind in ("numbers", "unbounded"):
-        return {"mean": 0.5, "std": 0.25}
-    mean = 0.3 + per_channel(shape, generator, device, 0.3)
-    return {
-        "mean": mean,
-        "std": 0.22 if kind == "mixed" else 0.2 + per_channel(shape, generator, device, 0.1),
-    }
-
-
-@pytest.mark.parametrize("start", ["from clean", "from x"])
-@pytest.mark.parametrize("kind", ["numbers", "unbounded", "mixed", "tensors"])
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", SHAPES)
-def test_decoded_frames(shape, dtype, kind, start, generator, device):
-    frames, grad = frames_and_gradient(shape, dtype, generator, device)
-    x = None if start == "from clean" else inputs(shape, dtype, generator, device)[0]
-    bounds = limits(kind, shape, generator, device)
-    units = normalisation(kind, shape, generator, device)
-    kept = frames.clone()
-    actual = ops.pgd_step(x, grad, frames, *bounds, **units)
-    exact_x, plain_x = (None, None) if x is None else (x.cpu().double(), x.cpu())
-    exact = reference.pgd_step(exact_x, grad.cpu().double(), frames.cpu(), *bounds, **units)
-    plain = reference.pgd_step(plain_x, grad.cpu(), frames.cpu(), *bounds, **units)
-    assert (actual.shape, actual.dtype) == (grad.shape, dtype)
-    reference.assert_as_good_as_pytorch(actual, exact, plain)
-    assert torch.equal(frames, kept), "an input was modified"
-
-
-@pytest.mark.parametrize("start", ["from clean", "from x"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_decoded_frames_of_any_layout(layout, dtype, start, generator, device):
-    shape = (2, 2, 3, 6, 5)
-    frames, grad = frames_and_gradient(shape, dtype, generator, device)
-    x = None if start == "from clean" else inputs(shape, dtype, generator, device)[0]
-    arguments = 0.1, per_channel(shape, generator, device, 0.2), 0.0, 1.0, 0.4, 0.2
-    expected = ops.pgd_step(x, grad, frames, *arguments)
-    sliced = torch.stack((frames, 255 - frames), dim=1).flatten(0, 1)[::2]
-    laid_out_x = None if x is None else layout(x)
-    for source in (frames, sliced, frames.mT.contiguous().mT):
-        actual = ops.pgd_step(laid_out_x, layout(grad), source, *arguments)
-        assert torch.equal(actual, expected)
-        assert actual.stride() == torch.empty_like(layout(grad)).stride(), "not in the memory format of grad"
-
-
-def test_decoded_frames_equal_the_normalised_clip(generator, device):
-    frames, grad = frames_and_gradient((2, 3, 3, 8, 7), torch.float32, generator, device)
-    mean, std = (torch.rand(3, generator=generator).to(device) + 0.2 for _ in range(2))
-    clean = (frames.movedim(-1, -3) / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
-    expected = ops.pgd_step(clean, grad, clean, 0.1, 0.2, -1.0, 1.0)
-    actual = ops.pgd_step(None, grad, frames, 0.1, 0.2, -1.0, 1.0, mean, std)
-    torch.testing.assert_close(actual, expected, rtol=1e-6, atol=2e-6)
-    unmoved = ops.pgd_step(None, torch.full_like(grad, math.nan), frames, 0.1, 0.2, mean=mean, std=std)
-    torch.testing.assert_close(unmoved, clean, rtol=1e-6, atol=2e-6)
-
-
 @pytest.mark.skipif(common.INTERPRETED, reason="fake tensors cannot enter an interpreted kernel")
-@pytest.mark.parametrize("kind", ["floats", "frames"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_first_step_for_torch(dtype, kind, generator, device):
-    frames, grad = frames_and_gradient((2, 3, 4, 5), dtype, generator, device)
-    clean = frames if kind == "frames" else torch.rand(grad.shape, generator=generator).to(grad)
-    table = (0.1 + torch.rand(6 if kind == "frames" else 4, 3, generator=generator)).to(device)
+def test_a_first_step_under_opcheck_and_compile(dtype, generator, device):
+    _, grad, clean = inputs((2, 3, 4, 5), dtype, generator, device)
+    table = torch.rand(4, 3, generator=generator).to(device)
     opcheck(torch.ops.taf_fast.pgd_step.default, (None, grad, clean, table, []))
-    units = {"mean": 0.4, "std": table[-1]} if kind == "frames" else {}
 
     def step(grad, clean, size):
-        return ops.pgd_step(None, grad, clean, size, 0.2, 0.0, None, **units)
+        return ops.pgd_step(None, grad, clean, size, 0.2, 0.0, None)
 
     compiled = torch.compile(step, fullgraph=True)
     for size in (0.1, 0.3):
@@ -199,12 +146,15 @@ def test_a_first_step_for_torch(dtype, kind, generator, device):
 
 
 def test_the_result_is_a_constant_for_autograd(generator, device):
-    x, grad, clean = inputs((1, 1, 3, 4, 4), torch.float32, generator, device)
-    assert not ops.pgd_step(x.requires_grad_(), grad, clean, 0.1, 0.2).requires_grad
+    x, grad, clean = (
+        tensor.requires_grad_() for tensor in inputs((1, 1, 3, 4, 4), torch.float32, generator, device)
+    )
+    epsilon = torch.full((3,), 0.2, device=device, requires_grad=True)
+    assert not ops.pgd_step(x, grad, clean, 0.1, epsilon).requires_grad
+    assert not ops.pgd_step(None, grad, clean, 0.1, 0.2).requires_grad
 
 
 X = torch.zeros(2, 3, 4, 4)
-U = torch.zeros(2, 4, 4, 3, dtype=torch.uint8)
 
 
 @pytest.mark.parametrize(
@@ -215,32 +165,27 @@ U = torch.zeros(2, 4, 4, 3, dtype=torch.uint8)
         ((X, X, X[:1], 0.1, 0.1), "clean must have the shape of x"),
         ((X, X.double(), X, 0.1, 0.1), "grad must have the dtype of x, torch.float32, got torch.float64"),
         ((X, X, X.half(), 0.1, 0.1), "clean must have the dtype of x"),
+        ((X, X, X.byte(), 0.1, 0.1), "clean must have the dtype of x, torch.float32, got torch.uint8"),
+        ((X, X, X.to("meta"), 0.1, 0.1), "clean must be on the device of x, cpu, got meta"),
         ((X, X.to("meta"), X, 0.1, 0.1), "grad must be on the device of x, cpu, got meta"),
         ((X.byte(), X.byte(), X.byte(), 0.1, 0.1), "x must be float64.* got torch.uint8"),
-        ((X, X, X, -0.1, 0.1), "step_size must be a number that is not negative, got -0.1"),
-        ((X, X, X, 0.1, -0.1), "epsilon must be a number that is not negative, got -0.1"),
-        ((X, X, X, 0.1, math.nan), "epsilon must be a number that is not negative, got nan"),
-        ((X, X, X, 0.1, 0.1, 1.0, 0.0), "lower must not exceed upper, and neither be NaN, got 1.0 and 0.0"),
-        ((X, X, X, 0.1, 0.1, 0.0, math.nan), "lower must not exceed upper, and neither be NaN"),
+        ((X, X, X, -0.1, 0.1), "step_size must not be negative or NaN, got -0.1"),
+        ((X, X, X, 0.1, -0.1), "epsilon must not be negative or NaN, got -0.1"),
+        ((X, X, X, 0.1, math.nan), "epsilon must not be negative or NaN, got nan"),
+        (
+            (X, X, X, 0.1, 0.1, 1.0, 0.0),
+            "lower must not exceed upper, and neither may be NaN, got 1.0 and 0.0",
+        ),
+        ((X, X, X, 0.1, 0.1, 0.0, math.nan), "lower must not exceed upper, and neither may be NaN"),
         ((X, X, X, 0.1, torch.ones(4)), r"epsilon must be .* 3 channels, got shape \[4\]"),
         ((X, X, X, torch.tensor(0.1), 0.1), r"step_size must be .* 3 channels, got shape \[\]"),
         ((X, X, X, 0.1, 0.1, torch.ones(3).int()), "lower must be float64.* got torch.int32"),
         ((X, X, X, 0.1, 0.1, None, torch.ones(3, device="meta")), "upper must be on the device of x"),
         ((None, X[0, 0], X[0, 0], 0.1, 0.1), r"grad must be \[...,C,H,W\], got 2"),
         ((None, X, X[:1], 0.1, 0.1), "clean must have the shape of grad"),
-        ((None, X.byte(), U, 0.1, 0.1), "grad must be float64.* got torch.uint8"),
-        ((None, X, U, 0.1, 0.1), "mean and std must both be given with a uint8 clean"),
-        ((None, X, U, 0.1, 0.1, None, None, 0.5), "mean and std must both be given with a uint8 clean"),
-        ((None, X, X, 0.1, 0.1, None, None, 0.5, 0.2), "neither with any other"),
-        ((None, X, X, 0.1, 0.1, None, None, None, 0.2), "neither with any other"),
-        (
-            (None, X, U.movedim(-1, -3), 0.1, 0.1, None, None, 0.5, 0.2),
-            r"last, \[2, 4, 4, 3\], got \[2, 3, 4",
-        ),
-        ((X, X, U[:1], 0.1, 0.1, None, None, 0.5, 0.2), "a uint8 clean must have the shape of x"),
-        ((None, X, U.to("meta"), 0.1, 0.1, None, None, 0.5, 0.2), "clean must be on the device of grad"),
-        ((None, X, U, 0.1, 0.1, None, None, 0.5, 0.0), "std must be a number above zero, got 0.0"),
-        ((None, X, U, 0.1, 0.1, None, None, torch.ones(1), 0.2), r"mean must be .* 3 channels, got shape"),
+        ((None, X.byte(), X.byte(), 0.1, 0.1), "grad must be float64.* got torch.uint8"),
+        ((None, X, X.byte(), 0.1, 0.1), "clean must have the dtype of grad, torch.float32, got torch.uint8"),
+        ((None, X, X.to("meta"), 0.1, 0.1), "clean must be on the device of grad, cpu, got meta"),
     ],
 )
 def test_errors(arguments, message):

@@ -37,7 +37,7 @@ def test_numbers_and_gradients(shape, num_segments, fold_div, dtype, generator, 
 
 
 def test_the_original_indexing(device):
-    """Frame 1 of 3 against the published code's own description of it."""
+    """Frame 1 of 3 matches the description in the published code."""
     x = torch.arange(3 * 8, dtype=torch.float32, device=device).view(3, 8, 1, 1)
     y = ops.temporal_shift(x, 3, 4)
     assert y[1].flatten().tolist() == [16, 17, 2, 3, 12, 13, 14, 15]

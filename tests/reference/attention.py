@@ -1,4 +1,4 @@
-"""Grad-CAM (Selvaraju et al., 2017) of every frame by loops and float64, and how it is spread over frames."""
+"""Grad-CAM (Selvaraju et al., 2017) of every frame in float64 loops, and its spread over frames."""
 
 import copy
 import math

@@ -1,4 +1,4 @@
-"""The head of the attack and its gradient as one writes them: a forward, and autograd twice.
+"""A literal implementation of the attack's head and its gradient: a forward, and autograd twice.
 
 Nothing here comes from taf_fast.
 """
@@ -17,7 +17,7 @@ def head(features: Tensor, weight: Tensor, bias: Tensor, mask: Tensor | None) ->
 
 
 def clip_scores(cam: Tensor, denominator: str, eps: float) -> Tensor:
-    """Eqs. 3 and 4 for one clip [T,h,w]; the first of equal extremes, no slope where eps acts."""
+    """Eqs. 3 and 4 for one clip [T,h,w]; the first of equal extremes, no slope where eps applies."""
     flat = cam.reshape(-1)
     values = flat.tolist()
     minimum, maximum = flat[values.index(min(values))], flat[values.index(max(values))]

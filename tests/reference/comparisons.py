@@ -1,5 +1,5 @@
-"""What the paper compares TA with, literally, in float64: PGD on the cross-entropy, AdvProp's targeted PGD,
-Gaussian noise, and Kim et al.'s mixing with every random number given."""
+"""The paper's comparisons, implemented literally in float64: PGD on the cross-entropy, AdvProp's targeted
+PGD, Gaussian noise, and Kim et al.'s mixing with every random number given."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""Bilinear resizing with a triangle filter as wide as the shrinking asks for, in float64."""
+"""Bilinear resizing in float64, with a triangle filter that widens with the reduction."""
 
 import numpy as np
 
@@ -18,8 +18,7 @@ def _weights(length: int, size: int, repeat_edges: bool) -> np.ndarray:
     return weights / weights.sum(1, keepdims=True)
 
 
-def triangle(frames: np.ndarray, size: int, repeat_edges: bool) -> np.ndarray:
-    """[F, H, W, C] to float64 [F, size, size, C], not rounded; DALI repeats edges, PIL and PyTorch do not."""
-    _, height, width, _ = frames.shape
-    weights = [_weights(length, size, repeat_edges) for length in (height, width)]
+def triangle(frames: np.ndarray, size: tuple[int, int], repeat_edges: bool) -> np.ndarray:
+    """[F, H, W, C] to float64 [F, *size, C], not rounded; DALI repeats edges, PIL and PyTorch do not."""
+    weights = [_weights(*lengths, repeat_edges) for lengths in zip(frames.shape[1:3], size, strict=True)]
     return np.einsum("yh,fhwc,xw->fyxc", weights[0], frames, weights[1], optimize=True)

@@ -11,7 +11,7 @@ import numpy as np
 
 
 def tsn_train(num_frames: int, num_segments: int, randint: Callable[[int], int]) -> list[int]:
-    """TSM, GST and TPN (and TAM but for the draws)."""
+    """TSM, GST and TPN (and TAM except for the draws)."""
     if num_frames < num_segments:
         return [0] * num_segments
     length = num_frames // num_segments
@@ -39,13 +39,13 @@ def tsm_twice(num_frames: int, num_segments: int) -> list[list[int]]:
 
 
 def tpn_clips(num_frames: int, num_segments: int) -> list[list[int]]:
-    """TPN's fully convolutional test: every other of twice as many frames."""
+    """TPN's fully convolutional test: every other frame of twice the number."""
     frames = tsn_test(num_frames, 2 * num_segments)
     return [[frames[i] for i in range(len(frames)) if i % 2 == clip] for clip in (0, 1)]
 
 
 def tam_train(num_frames: int, num_segments: int, randint: Callable[[int], int]) -> list[int]:
-    """IBM's, with one frame of a group."""
+    """IBM's sampling, with one frame per group."""
     if num_frames < num_segments:
         return sorted(randint(num_frames) for _ in range(num_segments))
     length = num_frames // num_segments
@@ -97,23 +97,20 @@ def crop_offsets(width: int, height: int, crop_width: int, crop_height: int) -> 
     return corners + edges_and_centre + quarters
 
 
-def full_resolution_offsets(width: int, height: int) -> list[float]:
-    """Where on the long side the squares of the three-crop test begin, in pixels of the frame.
+def evaluation_squares(
+    width: int, height: int, size: int, num_crops: int
+) -> tuple[tuple[int, int], list[tuple[int, int, int]]]:
+    """(width, height) of the resized frame, and (left, top, side) of the squares in it.
 
-    TSM's of a frame that is not upright and IBM's of any, scaled to short side 256.
+    torchvision's Resize and CenterCrop, or TSM's GroupFullResSample (for upright frames IBM's), in order.
     """
-    short, long = sorted((width, height))
-    scaled = int(256 * long / short)
-    step = (scaled - 256) // 4
-    return [offset * short / 256 for offset in (0, 4 * step, 2 * step)]
-
-
-def evaluation_boxes(width: int, height: int, num_crops: int) -> list[tuple[int, int, int]]:
-    """(left, top, side) of the squares of a frame that is not upright, to the nearest pixel."""
-    if num_crops == 3:
-        return [(round(left), 0, height) for left in sorted(full_resolution_offsets(width, height))]
-    side = round(height * 224 / 256)
-    return [((width - side) // 2, (height - side) // 2, side)]
+    scale = size * 256 // 224
+    wide = (int(scale * width / height), scale)
+    scaled = (scale, int(scale * height / width)) if width < height else wide
+    if num_crops == 1:
+        return scaled, [(int(round((scaled[0] - size) / 2.0)), int(round((scaled[1] - size) / 2.0)), size)]
+    step_x, step_y = (scaled[0] - scale) // 4, (scaled[1] - scale) // 4
+    return scaled, [(k * step_x, k * step_y, scale) for k in (0, 2, 4)]
 
 
 def tpn_crop(

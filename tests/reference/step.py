@@ -1,4 +1,4 @@
-"""Eq. 7 as one writes it from the paper: two forwards, one loss, one backward, float64."""
+"""A literal implementation of Eq. 7 in float64: two forwards, one loss, one backward."""
 
 import torch.nn.functional as F
 from reference.temporal_augment import attack

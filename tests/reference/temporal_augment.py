@@ -21,7 +21,7 @@ def cam(features, gradient, relu=False):
 def least_attention_loss(maps, num_frames, denominator):
     low, high = maps.amin(dim=(1, 2, 3), keepdim=True), maps.amax(dim=(1, 2, 3), keepdim=True)
     scale = high if denominator == "max" else high - low
-    # Where all channels are silent the map is 0, so its maximum can be 0: the floor keeps Eq. 3 finite.
+    # If all channels are zero, the map and its maximum are 0: the floor keeps Eq. 3 finite.
     scale = torch.where(scale.abs() < 1e-6, torch.where(scale < 0, -1e-6, 1e-6), scale)
     normalised = (maps - low) / scale
     sums = normalised.sum(dim=(2, 3))
@@ -107,7 +107,7 @@ def attack(
 
 
 class Net(nn.Module):
-    """A small video classifier with everything the attack meets: frames mixed between convolutions,
+    """A small video classifier with everything that the attack may meet: frames mixed between convolutions,
     batch norm, ReLU in place, a shortcut, and (``deep_head``) a head that is not linear."""
 
     def __init__(self, classes=5, segments=4, channels=6, deep_head=False):

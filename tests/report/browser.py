@@ -67,6 +67,7 @@ MEASURE = """
   }
   const blocks = [...document.querySelectorAll("main > *, section > *")].filter(e => e.checkVisibility());
   const boxes = blocks.map(e => [e, e.getBoundingClientRect()]);
+  const scrolling = [...document.querySelectorAll(".wide")].filter(box => box.scrollWidth > box.clientWidth);
   const apart = (a, b) => a.bottom <= b.top + 1 || b.bottom <= a.top + 1;
   return JSON.stringify({
     inner_width: innerWidth,
@@ -78,7 +79,15 @@ MEASURE = """
     overlapping: boxes.flatMap(([a, x], i) => boxes.slice(i + 1)
       .filter(([b, y]) => a.parentElement === b.parentElement && !apart(x, y))
       .map(([b]) => a.tagName + " " + b.tagName)),
-    images: [...document.images].map(i => ({natural: i.naturalWidth, shown: i.width, alt: i.alt})),
+    images: [...document.images].map(i => (
+      {natural: i.naturalWidth, shown: i.width, wanted: Number(i.getAttribute("width")), alt: i.alt})),
+    // Boxes that scroll; those in which nothing at the edge says so, or something opaque hides it.
+    scrolling: scrolling.length,
+    unmarked: scrolling.filter(box => !getComputedStyle(box).backgroundAttachment.endsWith("scroll, scroll")
+      || [...box.querySelectorAll("tr, td, img")].some(part => {
+        const style = getComputedStyle(part), colour = rgba(style.backgroundColor);
+        return part.tagName === "IMG" ? style.mixBlendMode !== "multiply" : colour.length === 3;
+      })).map(box => box.getAttribute("aria-label")),
     dark: matchMedia("(prefers-color-scheme: dark)").matches,
   });
 })()

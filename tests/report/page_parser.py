@@ -1,4 +1,4 @@
-"""A page as a strict reader finds it: what is opened is closed, in order, and where it points to."""
+"""A strict parser of pages: tags close in order; links and their targets are collected."""
 
 from html.parser import HTMLParser
 

@@ -37,7 +37,7 @@ def write_run(folder: Path, random: Random, classes: list[str], clips: int = 60,
     places = [random.randrange(3) for _ in range(clips)]
     rows = [
         {"id": f"c{n}", "label": label, "predicted": label if place == 0 else (label + 1) % len(classes)}
-        | {"place": place, "loss": random.random()}
+        | {"place": place, "loss": random.random(), "score": random.random()}
         for n, (label, place) in enumerate(zip(labels, places, strict=True))
     ]
     write_csv(folder / "predictions.csv", rows)

@@ -1,17 +1,19 @@
-"""Changes of classes against a literal loop over predictions, and the bars drawn of them."""
+"""Changes of classes against a literal loop over predictions, and the bars drawn from them."""
 
 import csv
 import dataclasses
 import random
 
+import numpy as np
 import pytest
+import scipy.stats
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from taf_fast.data import read_ssv2
-from taf_fast.report.classes import class_rows, class_summary, classes_figure
-from taf_fast.run.config import RunError
-from taf_fast.run.evaluate import Prediction, read_predictions, write_predictions
+from taf_fast.errors import RunError
+from taf_fast.measure.evaluate import Prediction, read_predictions, write_predictions
+from taf_fast.report.classes import class_rows, class_summary, classes_figure, paired_half_interval
 
 LONG_TERM = {"Moving something to the right and back again", "Moving something to the left and back again"}
 
@@ -50,21 +52,34 @@ def test_rows_against_a_loop(compared):
         second = {p.id: p.predicted == p.label for p in after if p.label == index}
         if first:
             shares = [sum(found.values()) / len(found) for found in (first, second)]
-            expected.append((name, len(first), *shares, shares[1] - shares[0], name in long_term))
+            changes = [100 * (second[id] - first[id]) for id in first]
+            half = None
+            if len(set(changes)) > 1:
+                half = scipy.stats.t.interval(0.95, len(changes) - 1, 0, scipy.stats.sem(changes))[1]
+            expected.append((name, len(first), *shares, np.mean(changes), half, name in long_term))
     assert "class 5" not in {row[0] for row in expected}
     assert sum(row["clips"] for row in rows) == 90
     found = {row["class"]: row for row in rows}
     assert len(found) == len(rows) == len(expected)
     for values in expected:
         row = found[values[0]]
-        names = ["class", "clips", "before", "after", "change", "long_term"]
-        assert list(row) == names
+        names = [
+            "class",
+            "clips",
+            "before",
+            "after",
+            "difference_points",
+            "difference_points_ci95",
+            "long_term",
+        ]
+        assert list(row) == [*names, "place"]
         for name, value in zip(names, values, strict=True):
             assert row[name] == (pytest.approx(value) if isinstance(value, float) else value)
-    changes = [row["change"] for row in rows]
+    changes = [row["difference_points"] for row in rows]
     assert changes == sorted(changes, reverse=True)
+    assert [row["place"] for row in rows] == list(range(1, len(rows) + 1))
     for one, other in zip(rows, rows[1:], strict=False):
-        if one["change"] == other["change"]:
+        if one["difference_points"] == other["difference_points"]:
             assert classes.index(one["class"]) < classes.index(other["class"])
 
 
@@ -73,14 +88,30 @@ def test_summary(compared):
     rows = class_rows(classes, before, after, long_term)
     sentences = class_summary(rows).split("; ")
     for sentence, name, kind in zip(sentences, ("long-term", "other"), (True, False), strict=True):
-        group = [row["after"] - row["before"] for row in rows if (row["class"] in long_term) == kind]
+        group = [100 * (row["after"] - row["before"]) for row in rows if (row["class"] in long_term) == kind]
         improved = len([change for change in group if change > 1e-9])
-        mean = 100 * sum(group) / len(group)
-        start = f"{improved} of {len(group)} {name} classes improved, mean change "
+        half = scipy.stats.t.interval(0.95, len(group) - 1, 0, scipy.stats.sem(group))[1]
+        start = f"{improved} of {len(group)} {name} classes improved, mean difference "
         assert sentence.startswith(start) and sentence.endswith(" points")
-        assert float(sentence.removeprefix(start).removesuffix(" points")) == pytest.approx(mean, abs=0.051)
+        shown = sentence.removeprefix(start).removesuffix(" points").split(" ± ")
+        assert [float(number) for number in shown] == pytest.approx([np.mean(group), half], abs=0.051)
     alone = class_summary(class_rows(classes, before, after, ()))
-    assert " of 11 classes improved, mean change " in alone and ";" not in alone
+    assert " of 11 classes improved, mean difference " in alone and ";" not in alone
+
+
+def test_an_interval_needs_differences_that_differ():
+    """Two clips that both became right say nothing of how much clips differ."""
+    before, after = (
+        [
+            Prediction(name, 0, 0 if place == 0 else 1, place, 0.5)
+            for name, place in zip("abcd", places, strict=True)
+        ]
+        for places in ((1, 1, 0, 2), (0, 0, 0, 1))
+    )
+    assert paired_half_interval(before[:2], after[:2]) is None
+    assert paired_half_interval(before[:1], after[:1]) is None
+    # 100, 100, 0, 0: their deviation is 57.735, and t with 3 degrees of freedom is 3.1824.
+    assert paired_half_interval(before, after[::-1]) == pytest.approx(3.18245 * 57.735 / 2, rel=1e-4)
 
 
 @pytest.mark.parametrize("long_term", [True, False])
@@ -90,11 +121,19 @@ def test_bars_are_the_rows(compared, long_term):
     figure = classes_figure(rows)
     (axis,) = figure.axes
     bars = sorted(axis.patches, key=lambda bar: bar.get_y())
+    (intervals,) = axis.collections
+    lines = {round(line[0][1]): line[:, 0] for line in intervals.get_segments()}
+    for place, row in enumerate(rows):
+        if (half := row["difference_points_ci95"]) is None:
+            assert place not in lines
+        else:
+            middle = row["difference_points"]
+            assert lines[place] == pytest.approx([middle - half, middle + half])
     labels = [label.get_text() for label in axis.get_yticklabels()]
     assert labels == [row["class"] for row in rows]
     for place, (bar, row) in enumerate(zip(bars, rows, strict=True)):
         assert bar.get_y() + bar.get_height() / 2 == pytest.approx(place)
-        assert bar.get_width() == pytest.approx(100 * row["change"])
+        assert bar.get_width() == pytest.approx(row["difference_points"])
     colours = {
         kind: {b.get_facecolor() for b, r in zip(bars, rows, strict=True) if r["long_term"] == kind}
         for kind in (True, False)
@@ -106,6 +145,7 @@ def test_bars_are_the_rows(compared, long_term):
     assert figure.get_suptitle().replace("\n", "; ") == class_summary(rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 8, 174])
 def test_names_of_classes_can_be_read(seed, count):
     rng = random.Random(seed)
@@ -123,6 +163,8 @@ def test_names_of_classes_can_be_read(seed, count):
     for box, below in zip(boxes, boxes[1:], strict=False):
         assert below.y1 <= box.y0
     title = figure.texts[0].get_window_extent(renderer)
+    legend = figure.axes[0].get_legend().get_window_extent(renderer)
+    assert not legend.overlaps(title) and not legend.overlaps(figure.axes[0].get_window_extent(renderer))
     assert all(box.x0 >= page.x0 and box.y0 >= page.y0 and box.y1 <= title.y0 for box in boxes)
 
 
@@ -137,7 +179,7 @@ def test_predictions_that_cannot_be_compared(compared):
         class_rows(classes, [], [], ())
     with pytest.raises(RunError, match="is of class .*, the data set has 3"):
         class_rows(classes[:3], before, after, ())
-    with pytest.raises(RunError, match="long-term class 'another' is none of the 12 classes"):
+    with pytest.raises(RunError, match="long-term class 'another' is not one of the 12 classes"):
         class_rows(classes, before, after, ["class 1", "another"])
 
 
@@ -163,14 +205,15 @@ def test_classes_command(dataset, runs, tmp_path, output):
 
 
 def test_classes_of_files_and_of_a_list(dataset, runs, tmp_path, output):
-    """What evaluate writes is what the run wrote; FILE says which classes are long-term."""
+    """evaluate writes the same predictions as the run; FILE lists the long-term classes."""
     csv_file, out = tmp_path / "before.csv", tmp_path / "classes.png"
     weights = runs[0] / "model.safetensors"
     output(
         "evaluate", "--data", dataset, "--checkpoint", weights, "--predictions", csv_file, "--device", "cpu"
     )
     for row, own in zip(read(csv_file), read(runs[0] / "predictions.csv"), strict=True):
-        assert float(row.pop("loss")) == pytest.approx(float(own.pop("loss")), rel=1e-3)
+        for number in ("loss", "score"):
+            assert float(row.pop(number)) == pytest.approx(float(own.pop(number)), rel=1e-3)
         assert row == own
     names = read_ssv2(dataset, "validation").classes
     chosen = tmp_path / "long_term.txt"
@@ -190,23 +233,23 @@ def test_classes_names_what_it_cannot_do(dataset, runs, tmp_path, error):
 
     empty = tmp_path / "empty"
     empty.mkdir()
-    assert f"{empty / 'predictions.csv'} is no file of predictions" in of(runs[0], empty)
-    assert "is no file of predictions" in of(runs[0] / "config.yaml", runs[1])
+    assert f"{empty / 'predictions.csv'} is not a file of predictions" in of(runs[0], empty)
+    assert "is not a file of predictions" in of(runs[0] / "config.yaml", runs[1])
     fewer = tmp_path / "fewer.csv"
-    write_predictions(fewer, read_predictions(runs[0] / "predictions.csv")[1:])
+    write_predictions(fewer, read_predictions(runs[0] / "predictions.csv")[1:], ["a class"] * 8)
     assert "not of the same clips: 1 are in one only" in of(fewer, runs[1])
     assert "must be a .png file" in of(*runs, out=tmp_path / "classes.csv")
     names = tmp_path / "names.txt"
-    assert "names.txt is no file of class names" in of(*runs, "--long-term", names)
+    assert "names.txt cannot be read as a text file" in of(*runs, "--long-term", names)
     names.write_bytes(b"\xff\xfe")
-    assert "names.txt is no file of class names" in of(*runs, "--long-term", names)
+    assert "names.txt cannot be read as a text file" in of(*runs, "--long-term", names)
     names.write_text("Folding something\n")
-    assert "'Folding something' is none of the 8 classes" in of(*runs, "--long-term", names)
+    assert "'Folding something' is not one of the 8 classes" in of(*runs, "--long-term", names)
     assert not (tmp_path / "classes.png").exists()
 
 
 def test_evaluate_names_a_folder_that_does_not_exist(tmp_path, error):
     for option in ("--out", "--predictions"):
         path = tmp_path / "nowhere" / "file"
-        message = error("evaluate", "--data", tmp_path, "--checkpoint", tmp_path, option, path)
+        message = error("evaluate", "--data", tmp_path, "--checkpoint", tmp_path / "w", option, path)
         assert message == f"error: {path} cannot be written: there is no folder {path.parent}\n"

@@ -6,11 +6,13 @@ import json
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from random import Random
 from statistics import fmean
 
 import pytest
+import scipy.stats
 from report.page_parser import Page
 from report.run_files import (
     CORRUPTIONS,
@@ -24,9 +26,9 @@ from report.run_files import (
 )
 
 from taf_fast.data import DataError
+from taf_fast.errors import RunError
 from taf_fast.models import CheckpointError
 from taf_fast.report.page import write_page
-from taf_fast.run.config import RunError
 
 CLASSES = [f"Doing {n}" for n in range(7)]
 
@@ -49,7 +51,7 @@ def page_of(tmp_path: Path, folders: list[Path]) -> Page:
 
 
 def require_sound(page: Page) -> None:
-    """Valid in form, and nothing that would run or be fetched."""
+    """The page is well-formed and contains nothing that would run or be fetched."""
     assert page.declarations == ["DOCTYPE html"]
     tags = {tag for tag, _ in page.attributes}
     assert not tags & {"script", "link", "iframe", "object", "embed", "form", "base", "svg", "source"}
@@ -88,17 +90,25 @@ def test_numbers_are_those_of_the_files(tmp_path, folders):
     scores = [result["evaluation"] for result in results]
 
     summary = "Scores on the validation clips"
+    described = [str(Path("nowhere").absolute()), "tsm_resnet50", "8", "224 x 224", "3", "random weights"]
+    assert page.tables["What was run"] == (
+        ["run", "augmentation", "data", "model", "frames", "size", "epochs", "started from"],
+        [
+            ["plain", "none (plain fine-tuning)", *described],
+            ["taf", "temporal augmentation (TAF)", *described],
+        ],
+    )
+    assert list(page.tables)[:2] == ["What was run", summary]
     assert column(page, summary, "run") == ["plain", "taf"]
-    assert column(page, summary, "augmentation") == ["none", "ta"]
-    assert column(page, summary, "model") == ["tsm_resnet50"] * 2
-    assert column(page, summary, "data") == ["nowhere"] * 2 and column(page, summary, "epochs") == ["3"] * 2
     assert column(page, summary, "top-1 %") == [f"{100 * s['top1']:.2f}" for s in scores]
     assert column(page, summary, "top-5 %") == [f"{100 * s['top5']:.2f}" for s in scores]
     assert column(page, summary, "loss") == [f"{s['loss']:.4f}" for s in scores]
     assert column(page, summary, "attacked %") == [f"{100 * r['attacked_share']:.2f}" for r in results]
     assert column(page, summary, "s / step") == [f"{r['seconds_per_step']:.3f}" for r in results]
-    difference = 100 * (scores[1]["top1"] - scores[0]["top1"])
-    assert column(page, summary, "difference") == ["", f"{difference:+.2f}"]
+    predictions = [read_csv(folder / "predictions.csv") for folder in folders]
+    places = [{row["id"]: row["place"] == "0" for row in rows} for rows in predictions]
+    changes = [100 * (places[1][id] - places[0][id]) for id in places[0]]
+    assert column(page, summary, "difference") == ["", points(changes)]
 
     losses = [
         ["plain" if folder is folders[0] else "taf", str(epoch + 1)]
@@ -119,12 +129,13 @@ def test_numbers_are_those_of_the_files(tmp_path, folders):
         for rows in (read_csv(folder / "predictions.csv") for folder in folders)
     ]
     header, rows = page.tables["Top-1 of every class"]
-    assert header == ["class", "", "clips", "plain %", "taf %", "change"]
+    assert header == ["class", "", "clips", "plain %", "taf %", "difference"]
     assert sorted(row[0] for row in rows) == sorted(CLASSES)
     for name, long_term, clips, *numbers in rows:
         before, after = (100 * fmean(of_run[name]) for of_run in right)
+        changes = [100 * (new - old) for old, new in zip(*(of_run[name] for of_run in right), strict=True)]
         assert (long_term, clips) == ("", str(len(right[0][name])))
-        assert numbers == [f"{before:.2f}", f"{after:.2f}", f"{after - before:+.2f}"]
+        assert numbers == [f"{before:.2f}", f"{after:.2f}", points(changes)]
 
     for folder, row in zip(folders, page.tables["Spread of attention over the frames"][1], strict=True):
         clips = read_csv(folder / "attention.csv")
@@ -162,6 +173,52 @@ def test_numbers_are_those_of_the_files(tmp_path, folders):
 NASTY = '<script>alert("1")</script>'
 
 
+def points(changes: list[float]) -> str:
+    """The mean with half of its interval, or alone where nothing differs."""
+    if len(set(changes)) == 1:
+        return f"{fmean(changes):+.1f}"
+    half = scipy.stats.t.interval(0.95, len(changes) - 1, 0, scipy.stats.sem(changes))[1]
+    return f"{fmean(changes):+.1f} ± {half:.1f}"
+
+
+def test_one_run_shows_its_own_classes(tmp_path, folders):
+    page = page_of(tmp_path, folders[1:])
+    require_sound(page)
+    header, (scores,) = page.tables["Scores on the validation clips"]
+    assert header == ["run", "top-1 %", "top-5 %", "loss", "attacked %", "s / step"] and all(scores)
+    rows = read_csv(folders[1] / "predictions.csv")
+    recalls = []
+    for label, shown in enumerate(page.tables["Scores of every class"][1]):
+        own = [row for row in rows if row["label"] == str(label)]
+        taken = [row for row in rows if row["predicted"] == str(label)]
+        right = [row for row in own if row["predicted"] == str(label)]
+        recalls.append(len(right) / len(own))
+        wrong = Counter(row["predicted"] for row in own if row not in right).most_common(1)
+        mistaken = f"{CLASSES[int(wrong[0][0])]} ({wrong[0][1]})" if wrong else ""
+        precision = f"{100 * len(right) / len(taken):.2f}" if taken else ""
+        in_five = sum(int(row["place"]) < 5 for row in own) / len(own)
+        top1, top5 = f"{100 * recalls[-1]:.2f}", f"{100 * in_five:.2f}"
+        assert shown == [CLASSES[label], str(len(own)), top1, top5, precision, mistaken]
+    assert f"Mean class accuracy of taf: {100 * fmean(recalls):.2f} %." in page.sentences
+    alt = "Confusion matrix of taf: true classes in rows, predicted ones in columns"
+    assert any(attributes.get("alt") == alt for tag, attributes in page.attributes if tag == "img")
+
+
+def test_tables_of_the_paper_are_folded_where_no_run_fits(tmp_path, folders, random):
+    write_page(tmp_path / "report.html", folders)
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    part = text[text.index("<h2>The paper&#x27;s tables</h2>") :]
+    assert part.index("<details>") < part.index("Table 1: ") < part.index("</details>")
+    assert "No run here has the data and the settings of one of the paper" in part[: part.index("<details>")]
+    classes = [f"class {n}" for n in range(48)]
+    fits = dict(dataset="diving48", model="tsm_resnet50", augment="none")
+    folders = [write_run(tmp_path / "diving48", random, classes, **fits)]
+    write_page(tmp_path / "report.html", folders)
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    part = text[text.index("<h2>The paper&#x27;s tables</h2>") :]
+    assert part.index("Table 1: ") < part.index("<details>") < part.index("Table 2b: ")
+
+
 def test_names_are_text(tmp_path, random):
     nasty = [f"{NASTY} & $x$ {n}" for n in range(3)]
     names = ["<script>a&b", "$\\frac$ \"quoted' <img src=x onerror=1>"]
@@ -181,7 +238,7 @@ def test_names_are_text(tmp_path, random):
         [names[1], "train", "77", "has 2 frames"],
     ]
     assert page.tables["Versions"][1][-1] == [NASTY, "", NASTY]
-    # In the pictures too: names are in the SVG as they are.
+    # In the pictures too, because the SVG contains the names as text.
     svgs = [
         base64.b64decode(a["src"].partition(",")[2]) for t, a in page.attributes if "svg" in a.get("src", "")
     ]
@@ -196,11 +253,12 @@ MISSING = {
     "robustness.csv": "taf has no robustness.csv.",
     "attention.csv": "taf has no attention.csv.",
     "environment.json": "taf has no environment.json.",
-    "metrics.jsonl": "No curve of taf: {}/metrics.jsonl does not exist, expected the metrics.jsonl of a run.",
+    "metrics.jsonl": "No curve of taf: {}/metrics.jsonl does not exist, expected the metrics of a run.",
     "quarantine.json": "taf left out no clip.",
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MISSING)
 def test_what_is_missing_is_left_out_with_a_sentence(tmp_path, folders, name):
     (folders[1] / name).unlink()
@@ -210,7 +268,8 @@ def test_what_is_missing_is_left_out_with_a_sentence(tmp_path, folders, name):
     assert any(sentence.startswith("No pictures of attention: ") for sentence in page.sentences)
     taf = page.tables["Scores on the validation clips"][1][1]
     if name in ("result.json", "model.safetensors"):  # then the weights will be written again
-        assert taf[0] == "taf (unfinished)" and taf[1:7] == [""] * 6 and taf[8] == "3 of 3"
+        assert taf[0] == "taf (unfinished)" and taf[1:] == [""] * 6
+        assert column(page, "What was run", "epochs") == ["3", "3 of 3"]
     else:
         assert taf[0] == "taf" and all(taf)
 
@@ -221,11 +280,10 @@ def test_a_run_that_has_just_begun(tmp_path, folders):
             file.unlink()
     page = page_of(tmp_path, folders[:1])
     require_sound(page)
-    assert page.tables["Scores on the validation clips"][1][0] == [
-        *("plain (unfinished)", *[""] * 6, "none", "0 of 3", "tsm_resnet50", "nowhere")
-    ]
+    assert page.tables["Scores on the validation clips"][1][0] == ["plain (unfinished)", *[""] * 5]
+    assert column(page, "What was run", "epochs") == ["0 of 3"]
     assert "No pictures of attention: no run has weights yet." in page.sentences
-    assert "There is one run: nothing to compare it with." in page.sentences
+    assert "plain has no predictions or no weights." in page.sentences
     # Differences are to the first run that has scores.
     page = page_of(tmp_path, folders)
     assert column(page, "Scores on the validation clips", "difference") == ["", ""]
@@ -266,8 +324,10 @@ def test_thousands_of_bad_clips_are_counted(tmp_path, folders):
 def test_a_sweep_shows_its_table(tmp_path, folders):
     sweep = tmp_path / "sweep"
     rows = [
-        {"arm": "plain", "seeds": 2, "top1": 0.25, "top1_std": 0.0125, "top1_ci95": 0.03, "val_loss": ""},
-        {"arm": "T<A>F", "seeds": 1, "top1": 0.5, "top1_std": "", "top1_ci95": "", "val_loss": 1.5},
+        {"arm": "plain", "p": "", "seeds": 2, "top1": 0.25, "top1_std": 0.0125, "top1_ci95": 0.03}
+        | {"top1_difference_points": "", "top1_difference_points_ci95": "", "val_loss": ""},
+        {"arm": "T<A>F", "p": "", "seeds": 3, "top1": 0.5, "top1_std": "", "top1_ci95": ""}
+        | {"top1_difference_points": 25.04, "top1_difference_points_ci95": 3.06, "val_loss": 1.5},
     ]
     sweep.mkdir()
     for folder in folders:
@@ -277,12 +337,12 @@ def test_a_sweep_shows_its_table(tmp_path, folders):
     require_sound(page)
     assert [text for _, text in page.headings] == ["taf-fast: sweep", "Sweep sweep", "The paper's tables"]
     assert page.tables["Arms"] == (
-        ["arm", "seeds", "top1", "val loss"],
-        [["plain", "2", "0.2500 ± 0.0125", ""], ["T<A>F", "1", "0.5000", "1.5"]],
+        ["", "seeds", "top-1 %", "difference", "loss"],
+        [["plain", "2", "25.0 ± 1.2", "", ""], ["T<A>F", "3", "50.0", "+25.0 ± 3.1", "1.500"]],
     )
     # With one of its runs beside it.
     page = page_of(tmp_path, [sweep / "taf", sweep])
-    assert [text for _, text in page.headings][:2] == ["taf-fast: taf, sweep", "Summary"]
+    assert [text for _, text in page.headings][:2] == ["taf-fast: taf, sweep", "Runs and results"]
     (sweep / "table.csv").write_text("arm,top1,top1_std\nplain,high,0.1\n")
     with pytest.raises(RunError, match="table.csv is damaged"):
         write_page(tmp_path / "report.html", [sweep])
@@ -300,11 +360,17 @@ DAMAGED = {
     "attention.csv": ("checkpoint,id,entropy,top_share\na,1,high,0\n", RunError),
     "metrics.jsonl": ("{\n", RunError),
 }
+EDITED = {
+    "config.yaml": ("epochs: 1\nepochs: 2", RunError),
+    "environment.json": ("[" * 100_000, RunError),
+    "quarantine.json": ('{"train": {"1": 3}}', RunError),
+    "metrics.jsonl": ('{"step": 1, "epoch": 0, "loss": "low"}\n', RunError),
+}
 
 
-@pytest.mark.parametrize("name", DAMAGED)
-def test_damaged_files_are_named(tmp_path, folders, name):
-    content, kind = DAMAGED[name]
+@pytest.mark.parametrize(("name", "damage"), [*DAMAGED.items(), *EDITED.items()])
+def test_damaged_files_are_named(tmp_path, folders, name, damage):
+    content, kind = damage
     (folders[1] / name).write_text(content)
     with pytest.raises(kind, match=re.escape(str(folders[1] / name))):
         write_page(tmp_path / "report.html", folders)
@@ -317,7 +383,8 @@ def test_errors_of_the_command(tmp_path, folders, error, output):
     message = error("report", folders[0], nothing, "--out", out)
     assert (
         message
-        == f"error: {nothing} is no folder of a run or a sweep: it has no config.yaml and no table.csv\n"
+        == f"error: {nothing} is neither a run folder nor a sweep folder: it has no config.yaml and no "
+        "table.csv, nor has a folder in it\n"
     )
     message = error("report", folders[0], tmp_path / "taf" / ".." / "plain", "--out", out)
     assert message == f"error: {folders[0]} is given twice\n"
@@ -327,6 +394,7 @@ def test_errors_of_the_command(tmp_path, folders, error, output):
     assert output("report", *folders, "--out", out) == f"wrote {out}\n"
 
 
+@pytest.mark.slow
 def test_three_runs_of_174_classes_are_small(tmp_path, random):
     classes = [f"Pretending to put something next to something, number {n}" for n in range(174)]
     folders = [write_run(tmp_path / name, random, classes, clips=1000) for name in "abc"]
@@ -334,6 +402,7 @@ def test_three_runs_of_174_classes_are_small(tmp_path, random):
     assert (tmp_path / "report.html").stat().st_size < 1_000_000
 
 
+@pytest.mark.slow
 def test_the_same_folders_give_the_same_bytes(runs, real_page, tmp_path):
     report_in_a_process(runs, tmp_path / "again.html", "2")
     assert (tmp_path / "again.html").read_bytes() == real_page.read_bytes()
@@ -354,6 +423,7 @@ def test_real_runs(runs, real_page):
     assert real_page.stat().st_size < 2_000_000
 
 
+@pytest.mark.slow
 def test_only_the_clips_that_are_drawn_are_looked_at(runs, tmp_path, probed):
     page = page_of(tmp_path, runs[:1])
     (drawn, *others) = [text.split()[1].rstrip(":") for _, text in page.headings if text.startswith("Clip ")]

@@ -1,4 +1,4 @@
-"""Sizes of perturbations and the attention to what they make of a clip, against loops; and the picture."""
+"""Sizes of perturbations and the attention to the perturbed clips against loops, and the picture."""
 
 import csv
 
@@ -11,9 +11,12 @@ from reference.temporal_augment import Net
 
 import taf_fast
 from taf_fast.data import ClipLoader, read_ssv2, scan
-from taf_fast.report.attention import attention
-from taf_fast.report.perturbations import perturb, perturbation_rows, perturbations_figure
-from taf_fast.run.config import RunError
+from taf_fast.errors import RunError
+from taf_fast.measure.attention import attention
+from taf_fast.measure.perturbations import perturb, perturbation_rows
+from taf_fast.models.pixels import to_model_input
+from taf_fast.report.perturbations import perturbations_figure, setting
+from taf_fast.report.strips import seen
 
 KINDS = ["clean", "cross-entropy attack", "temporal augmentation"]
 
@@ -43,7 +46,7 @@ def test_rows_and_picture_of_known_perturbations(seed, generator, normalised):
         drawn.append(torch.rand(1, generator=generator).item())
         return x + noise / std
 
-    pixels, maps = perturb(net, clip, label, {"one": augment, "two": augment})
+    pixels, maps, scores = perturb(net, clip, label, {"one": augment, "two": augment})
     assert drawn[0] == drawn[1]  # both draw the same labels
     rows = perturbation_rows(pixels, maps)
     clean = clip[0].movedim(-1, 1) / 255
@@ -58,18 +61,35 @@ def test_rows_and_picture_of_known_perturbations(seed, generator, normalised):
             assert row["linf"] == pytest.approx(size, abs=1e-6)
             assert row["share"] == pytest.approx(expected[frame], abs=1e-5)
 
-    figure = perturbations_figure(pixels, maps, "a title")
-    assert len(figure.axes) == 6 and figure.get_suptitle() == "a title"
+        logits = net(((moved - mean) / std)[None])
+        torch.testing.assert_close(scores[kind], logits.softmax(1)[0], rtol=0, atol=1e-5)
+
+    classes = [f"class {n}" for n in range(len(scores["clean"]))]
+    found = {kind: seen(maps[kind], scores[kind], 3, classes) for kind in maps}
+    title = setting(64 / 255, 0.0625, 2)
+    assert title == "epsilon 64/255, step size 15.9375/255, K = 2"
+    figure = perturbations_figure(pixels, found, "class 3", [2, 4, 6, 9], title)
+    assert len(figure.axes) == 7 and figure.get_suptitle() == title
     for i, kind in enumerate(pixels):
         plain, attended = figure.axes[2 * i : 2 * i + 2]
-        assert plain.get_title(loc="left") == kind and len(plain.images) == 1
+        best = int(scores[kind].argmax())
+        if best == 3:
+            said = f'predicted and true "class 3" ({100 * scores[kind][3]:.0f} %)'
+        else:
+            said = f'predicted "class {best}" ({100 * scores[kind][best]:.0f} %), '
+            said += f'true "class 3" ({100 * scores[kind][3]:.0f} %)'
+        assert plain.get_title(loc="left") == f"{kind}: {said}" and len(plain.images) == 1
+        assert attended.get_title(loc="left") == f"attention, {kind}: {said}"
         shown = plain.images[0].get_array()[:, :12]
         assert np.abs(shown / 255.0 - pixels[kind][0].movedim(0, -1).numpy()).max() < 0.6 / 255
-        assert np.array_equal(attended.images[0].get_array(), plain.images[0].get_array())
-        words = [f"{100 * row['share']:.0f} %" for row in rows if row["kind"] == kind]
+        grey = plain.images[0].get_array() @ [0.299, 0.587, 0.114]
+        np.testing.assert_allclose(attended.images[0].get_array(), grey)
+        shown_shares = [f"{100 * row['share']:.0f} %" for row in rows if row["kind"] == kind]
+        words = [f"frame {n}\n{share}" for n, share in zip([2, 4, 6, 9], shown_shares, strict=True)]
         assert [text.get_text() for text in attended.get_xticklabels()] == words
 
 
+@pytest.mark.slow
 def test_perturbations_command(dataset, runs, tmp_path, output):
     clips = scan(read_ssv2(dataset, "validation"))
     weights, out = runs[1] / "model.safetensors", tmp_path / "perturbations.png"
@@ -92,18 +112,24 @@ def test_perturbations_command(dataset, runs, tmp_path, output):
         moved = augment(model, batch.clips, batch.labels, generator)
         found = [row for row in rows if row["kind"] == kind]
         expected = shares(attention(model, moved, batch.labels)[0])
-        np.testing.assert_allclose([float(row["share"]) for row in found], expected, atol=1e-3)
+        np.testing.assert_allclose([float(row["share"] or 1 / 8) for row in found], expected, atol=1e-3)
         reached = [float(row["linf"]) for row in found]
         assert max(reached) == pytest.approx(3 / 255, abs=1e-5)
     clean = [row for row in rows if row["kind"] == "clean"]
     expected = shares(attention(model, batch.clips, batch.labels)[0])
-    np.testing.assert_allclose([float(row["share"]) for row in clean], expected, atol=1e-4)
+    np.testing.assert_allclose([float(row["share"] or 1 / 8) for row in clean], expected, atol=1e-4)
+    scores = model(to_model_input(model, batch.clips)).softmax(1)[0].detach()
+    best, label = int(scores.argmax()), int(batch.labels)
+    for name, value in (("score", scores[best]), ("true_score", scores[label]), ("epsilon", 3 / 255)):
+        assert [float(row[name]) for row in clean] == [pytest.approx(float(value), abs=1e-3)] * 8
+    assert {row["predicted"] for row in clean} == {clips.classes[best]}
     assert {float(row["linf"]) for row in clean} == {0}
     with Image.open(out) as image:
         image.load()
         assert image.width > 8 * 100 and image.height > 6 * 100
 
 
+@pytest.mark.slow
 def test_the_paper_s_sizes_are_the_default_and_nothing_is_random(dataset, runs, tmp_path, output):
     contents = []
     for name in ("one", "two"):
@@ -121,7 +147,7 @@ def test_perturbations_names_what_it_cannot_do(dataset, runs, tmp_path, error):
     weights, out = runs[0] / "model.safetensors", tmp_path / "perturbations.png"
     arguments = ["perturbations", "--data", dataset, "--checkpoint", weights, "--out", out]
     assert "'nothing': no such clip" in error(*arguments, "--clip", "nothing")
-    assert "epsilon must be a finite number of at least 0" in error(*arguments, "--epsilon", -1)
+    assert "are 64/255, got -1.0" in error(*arguments, "--epsilon", -1)
     assert "steps must be at least 1, got 0" in error(*arguments, "--steps", 0)
     assert "does not exist" in error(*arguments[:3], "--checkpoint", tmp_path / "no.pth", *arguments[5:])
     assert not list(tmp_path.iterdir())

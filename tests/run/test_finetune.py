@@ -1,7 +1,10 @@
 """Whole runs through the command line: they finish, survive being killed, and say what is wrong."""
 
+import errno
+import io
 import json
 import math
+import os
 import shutil
 import signal
 import subprocess
@@ -12,11 +15,18 @@ import torch
 import yaml
 from run_command import command, finetune_arguments, output_of, taf_fast
 from safetensors.torch import load_file
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from taf_fast import models
+from taf_fast.errors import OutputError, RunError
+from taf_fast.process.stopping import StopRequest
+from taf_fast.run.config import FinetuneConfig
+from taf_fast.run.finetune import finetune
+from taf_fast.run.folder import RunFolder
 from taf_fast.run.metrics import read_metrics
+from taf_fast.run.scanned import scanned
 
-TIMES = ("step_seconds", "wait_seconds")
+TIMES = ("step_seconds", "wait_seconds", "time")
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +55,7 @@ def assert_same_run(out, reference):
     assert measured(out) == measured(reference)
 
 
+@pytest.mark.slow
 def test_leaves_a_plain_model_and_its_story(finished):
     out, printed = finished
     weights = load_file(out / "model.safetensors")
@@ -62,9 +73,11 @@ def test_leaves_a_plain_model_and_its_story(finished):
     assert config["alpha"] == 0.7 and config["epsilon"] == pytest.approx(64 / 255)
     assert json.loads((out / "quarantine.json").read_text()) == {"train": {}, "validation": {}}
     assert "top-1" in printed and "12/12" in printed
+    assert "scan train 24/24" in printed and "scan validation 8/8" in printed
     assert not list(out.glob(".*.tmp"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kills", [[2], [4, 9]], ids=str)
 def test_killed_and_resumed_equals_uninterrupted(dataset, finished, tmp_path, kills):
     """SIGKILL in mid-epoch, before and after the first state was written; bit for bit."""
@@ -81,6 +94,7 @@ def test_killed_and_resumed_equals_uninterrupted(dataset, finished, tmp_path, ki
     assert_same_run(out, finished[0])
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_exits_cleanly(dataset, finished, tmp_path):
     out = tmp_path / "run"
     arguments = finetune_arguments(dataset, out, checkpoint_every=3)
@@ -96,6 +110,7 @@ def test_sigterm_saves_and_exits_cleanly(dataset, finished, tmp_path):
     assert_same_run(out, finished[0])
 
 
+@pytest.mark.slow
 def test_resuming_a_finished_run_changes_nothing(dataset, finished, tmp_path):
     out = tmp_path / "run"
     shutil.copytree(finished[0], out)
@@ -104,10 +119,11 @@ def test_resuming_a_finished_run_changes_nothing(dataset, finished, tmp_path):
     assert_same_run(out, finished[0])
 
 
+@pytest.mark.slow
 def test_plain_fine_tuning_of_a_checkpoint(dataset, finished, tmp_path):
     weights = finished[0] / "model.safetensors"
     out = tmp_path / "plain"
-    arguments = ["finetune", "--data", dataset, "--out", out, "--checkpoint", weights, "--method", "plain"]
+    arguments = ["finetune", "--data", dataset, "--out", out, "--checkpoint", weights, "--augment", "none"]
     done = taf_fast(*arguments, "--epochs", 1, "--batch-size", 8, "--lr", 0.001, "--device", "cpu")
     assert done.returncode == 0, done.stderr
     config = yaml.safe_load((out / "config.yaml").read_text())
@@ -120,6 +136,7 @@ def test_plain_fine_tuning_of_a_checkpoint(dataset, finished, tmp_path):
         "evaluate", "--data", dataset, "--checkpoint", out / "model.safetensors", "--out", out / "s.json"
     )
     assert scores.returncode == 0 and "top-1" in scores.stdout, scores.stderr
+    assert "scan validation 8/8" in scores.stdout
     last = [line for line in measured(out) if "val_top1" in line][-1]
     values = json.loads((out / "s.json").read_text())
     assert values["top1"] == pytest.approx(last["val_top1"]) and values["loss"] == pytest.approx(
@@ -127,6 +144,7 @@ def test_plain_fine_tuning_of_a_checkpoint(dataset, finished, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_bfloat16(dataset, finished, tmp_path, capsys, monkeypatch):
     """Begins as the run in float32 does, to within the format; what it leaves is float32."""
     out = tmp_path / "run"
@@ -139,6 +157,7 @@ def test_bfloat16(dataset, finished, tmp_path, capsys, monkeypatch):
     assert yaml.safe_load((out / "config.yaml").read_text())["precision"] == "bfloat16"
 
 
+@pytest.mark.slow
 def test_damaged_clips_are_left_out_and_listed(dataset, tmp_path, error):
     data, out = tmp_path / "data", tmp_path / "run"
     shutil.copytree(dataset, data)
@@ -163,6 +182,7 @@ def test_damaged_clips_are_left_out_and_listed(dataset, tmp_path, error):
     assert broken[0].stem in message and "missing file" in message
 
 
+@pytest.mark.slow
 def test_clips_that_go_bad_during_the_run_cost_nothing(dataset, finished, tmp_path, error):
     """Files vanish while training; over the limit the run stops, and goes on when they are back."""
     data, out = tmp_path / "data", tmp_path / "run"
@@ -238,8 +258,10 @@ def test_impossible_checkpoints(dataset, finished, tmp_path, error):
     other = tmp_path / "other.pth"
     torch.save({"state_dict": models.build("tsm_resnet18", 5).state_dict()}, other)
     assert "other.pth has 5 classes, expected 8" in of(other)
-    assert "does not fit the model" in of(weights, model="tsm_resnet50")
-    assert "holds a tsm model, expected gst" in of(weights, model="gst_resnet18")
+    for model in ("tsm_resnet50", "gst_resnet18"):
+        for file in (weights, finished[0]):  # the folder of a run is its weights
+            found = of(file, model=model)
+            assert f"{weights} is a tsm_resnet18 file; the run wants {model}" in found
     assert not out.exists()
 
 
@@ -252,15 +274,217 @@ def test_a_run_is_neither_overwritten_nor_resumed_as_another(dataset, finished, 
     assert before == {path: path.read_bytes() for path in out.iterdir() if path.is_file()}
 
 
+@pytest.mark.slow
+def test_a_state_goes_with_its_run_and_its_data(dataset, finished, tmp_path, error):
+    out = tmp_path / "run"
+    arguments = finetune_arguments(dataset, out, checkpoint_every=3, lr=0.02)
+    shutil.copytree(finished[0], out)
+    (out / "config.yaml").write_text((out / "config.yaml").read_text().replace("lr: 0.01", "lr: 0.02"))
+    assert "state.safetensors is the state of another run, which differs in lr\n" in error(
+        *arguments, "--resume"
+    )
+    (out / "config.yaml").unlink()
+    message = f"{out} has state.safetensors but no config.yaml: a run without its configuration is neither"
+    for more in ([], ["--resume"]):
+        assert message in error(*arguments, *more)
+    # The same clips, two of them under each other's label.
+    data, out = tmp_path / "data", tmp_path / "other"
+    shutil.copytree(dataset, data)
+    arguments = finetune_arguments(data, out, epochs=1)
+    assert taf_fast(*arguments).returncode == 0
+    before = (out / "state.safetensors").read_bytes()
+    (path,) = data.rglob("*train.json")
+    clips = json.loads(path.read_text())
+    first, other = clips[0], next(clip for clip in clips if clip["template"] != clips[0]["template"])
+    first["id"], other["id"] = other["id"], first["id"]
+    path.write_text(json.dumps(clips))
+    assert "differs in train clips or labels\n" in error(*arguments, "--resume")
+    assert (out / "state.safetensors").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_a_moved_data_set_is_known_again(dataset, finished, tmp_path, error, output):
+    """By its clips, labels and sizes; what comes out is what would have come out in the old place."""
+    moved, other, out = tmp_path / "moved", tmp_path / "other", tmp_path / "run"
+    shutil.copytree(dataset, moved)
+    arguments = finetune_arguments(dataset, out, checkpoint_every=3)
+    process = subprocess.Popen(command(*arguments), stdout=subprocess.DEVNULL)
+    wait_for_steps(out, process, 4)
+    process.kill()
+    process.wait()
+    arguments = finetune_arguments(moved, out, checkpoint_every=3)
+    assert "holds a run already" in error(*arguments)
+    # Videos of the same names.
+    shutil.copytree(dataset, other)
+    first, second = sorted(other.rglob("*.webm"))[:2]
+    shutil.copy(first, second)
+    before = (out / "state.safetensors").read_bytes()
+    found = error(*finetune_arguments(other, out, checkpoint_every=3), "--resume")
+    assert "state.safetensors is the state of another run, which differs in train sizes of files\n" in found
+    assert (out / "state.safetensors").read_bytes() == before
+    printed = output(*arguments, "--resume")
+    assert f"the data set was in '{dataset}', now it is in '{moved}'" in printed
+    assert (out / "model.safetensors").read_bytes() == (finished[0] / "model.safetensors").read_bytes()
+    assert measured(out) == measured(finished[0])
+    assert RunFolder(out).read_config().data == moved
+
+
+@pytest.mark.slow
+def test_a_model_that_is_not_finite_is_not_saved(dataset, tmp_path):
+    """Though the loss of the step was finite."""
+    out, steps = tmp_path / "run", []
+
+    def spoil(optimizer, *_):
+        steps.append(1)
+        if len(steps) == 4:
+            optimizer.param_groups[0]["params"][0].data[0] = math.inf
+
+    config = FinetuneConfig(
+        data=dataset, out=out, model="tsm_resnet18", size=32, batch_size=4, epochs=1, checkpoint_every=2
+    )
+    hook = register_optimizer_step_post_hook(spoil)
+    try:
+        with pytest.raises(RunError, match="step 4 left a NaN or an infinity in backbone.conv1.weight"):
+            finetune(config)
+    finally:
+        hook.remove()
+    state = load_file(out / "state.safetensors")
+    assert state["model.backbone.conv1.weight"].isfinite().all()
+    assert not (out / "model.safetensors").exists()
+    # From there it goes on.
+    assert finetune(config, resume=True).weights.is_file()
+    assert sum("loss" in line for line in measured(out)) == 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpoint_every, saved", [(2, True), (9, False)])
+def test_a_step_that_diverged_is_looked_at_before_anything_is_saved(
+    dataset, tmp_path, checkpoint_every, saved
+):
+    """Else after the next step: the host does not wait for a step that a GPU still works on."""
+    out, steps = tmp_path / "run", []
+
+    def spoil(optimizer, *_):
+        steps.append(1)
+        if len(steps) == 3:
+            optimizer.param_groups[0]["params"][0].data[0] = math.nan
+
+    config = FinetuneConfig(
+        data=dataset, out=out, model="tsm_resnet18", size=32, batch_size=4, checkpoint_every=checkpoint_every
+    )
+    hook = register_optimizer_step_post_hook(spoil)
+    try:
+        with pytest.raises(RunError, match="step 4: loss nan, gradient norm nan, expected finite"):
+            finetune(config)
+    finally:
+        hook.remove()
+    assert len(steps) == (4 if saved else 5)
+    assert [line["step"] for line in measured(out)] == [1, 2, 3]
+    assert (out / "state.safetensors").exists() == saved
+    if saved:
+        assert all(value.isfinite().all() for value in load_file(out / "state.safetensors").values())
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
+def test_a_signal_before_the_first_step_stops_at_once(dataset, tmp_path, monkeypatch, output, name):
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+
+    def scan(*_, **__):
+        os.kill(os.getpid(), getattr(signal, name))
+        pytest.fail("went on")
+
+    monkeypatch.setattr("taf_fast.run.finetune.scanned", scan)
+    assert (
+        output(*finetune_arguments(dataset, tmp_path / "out")) == f"stopped by {name} before the first step\n"
+    )
+    assert not list(tmp_path.iterdir())
+    assert before == {number: signal.getsignal(number) for number in before}
+
+
+def test_a_hangup_that_is_ignored_stays_so():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.requested
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.slow
+def test_a_run_that_nobody_reads_saves_its_state_and_stops(dataset, tmp_path, monkeypatch):
+    class Pipe(io.StringIO):
+        def write(self, text):
+            if "out 1/6" in text or "stopped at" in text:
+                raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+            return super().write(text)
+
+    out = tmp_path / "out"
+    config = FinetuneConfig(data=dataset, out=out, model="tsm_resnet18", size=32, batch_size=4, epochs=1)
+    monkeypatch.setattr("taf_fast.process.progress._SECONDS_BETWEEN_LINES", 0)
+    with monkeypatch.context() as patched:
+        patched.setattr("sys.stdout", Pipe())
+        with pytest.raises(OutputError, match="stdout cannot be written: Broken pipe"):
+            finetune(config)
+    assert len(measured(out)) == 2 and (out / "state.safetensors").is_file()
+    assert finetune(config, resume=True).weights.is_file()
+    assert sum("loss" in line for line in measured(out)) == 6
+
+
+def test_data_that_no_model_can_be_trained_on(dataset, tmp_path, error, monkeypatch):
+    videos = sorted(dataset.rglob("*.webm"))
+    for split in ("train", "val"):
+        (tmp_path / "one" / split / "a").mkdir(parents=True)
+        shutil.copy(videos[0], tmp_path / "one" / split / "a")
+        for name in "ab":
+            (tmp_path / "none" / split / name).mkdir(parents=True)
+            (tmp_path / "two" / split / name).mkdir(parents=True)
+            shutil.copy(videos[0], tmp_path / "two" / split / name)
+    out = tmp_path / "out"
+    (tmp_path / "none" / "train" / "a" / "x.webm").write_bytes(videos[0].read_bytes())
+    (tmp_path / "none" / "train" / "b" / "x.webm").write_bytes(videos[1].read_bytes())
+    for data, message in (
+        ("one", "has 1 class, expected at least 2 to tell apart"),
+        ("none", "there are no clips for validation"),
+    ):
+        assert message in error(*finetune_arguments(tmp_path / data, out))
+        assert not out.exists()
+    # TPN's features are a single value for every clip of this size.
+    for batch_size, augment in ((1, "none"), (1, "ta")):
+        arguments = finetune_arguments(tmp_path / "two", out, model="tpn_resnet18", batch_size=batch_size)
+        found = error(*arguments, "--augment", augment)
+        assert "neck.top_down_fusion.levels.0.1 of tpn_resnet18, a batch norm, gets a single value" in found
+        assert not out.exists()
+    lost = next((tmp_path / "two" / "train" / "b").iterdir())
+    monkeypatch.setattr(
+        "taf_fast.run.finetune.scanned", lambda *a, **k: (scanned(*a, **k), lost.unlink(missing_ok=True))[0]
+    )
+    arguments = finetune_arguments(tmp_path / "two", out, model="tpn_resnet18", batch_size=2)
+    found = error(*arguments, "--quarantine-limit", 1)
+    assert "step 1 has a single good clip, of which a batch norm of tpn_resnet18 gets a single value" in found
+
+
+def test_one_process_at_a_time_works_on_a_run(dataset, finished, error):
+    out = finished[0]
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    with RunFolder(out).held():
+        message = error(*finetune_arguments(dataset, out, checkpoint_every=3), "--resume")
+    assert f"the run in {out} is in use by process {os.getpid()} on " in message
+    assert before == {path: path.read_bytes() for path in out.iterdir()}
+
+
+@pytest.mark.slow
 def test_a_diverged_run_stops_and_keeps_its_last_state(dataset, tmp_path, error):
     out = tmp_path / "run"
     message = error(*finetune_arguments(dataset, out, lr=1e12, checkpoint_every=1))
     assert "expected finite values" in message and str(out) in message
     steps = measured(out)
-    assert f"step {len(steps) + 1}: loss" in message
+    # The loss, or a running variance, overflows first.
+    assert f"step {len(steps) + 1}: loss" in message or f"step {len(steps)} left" in message
     assert all(math.isfinite(line["loss"]) for line in steps)
 
 
+@pytest.mark.slow
 def test_attention_strip(dataset, finished, tmp_path, error):
     out, weights = tmp_path / "strip.png", finished[0] / "model.safetensors"
     arguments = ["attention", "--data", dataset, "--checkpoint", weights, "--out", out]

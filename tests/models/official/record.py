@@ -33,7 +33,7 @@ from torch import nn
 CLASSES = 12
 BATCH = {8: 2, 16: 1}
 SIZE = 224
-# What a DataParallel of the project's training script puts in front of every name.
+# The prefix that the DataParallel of the project's training script gives to every name.
 PARALLEL = "module."
 
 REPOSITORIES = {
@@ -72,7 +72,7 @@ RECIPES = (
 
 
 def stub(name: str, **members) -> None:
-    """Puts a module that holds nothing but `members` in place of an import that is not needed here."""
+    """Replace an import that is not needed here with a module that holds only `members`."""
     sys.modules[name] = types.ModuleType(name)
     vars(sys.modules[name]).update(members)
 
@@ -113,7 +113,7 @@ def build_tsm(key: str, root: str, segments: int, classes: int) -> nn.Module:
 def build_gst(key: str, root: str, segments: int, classes: int) -> nn.Module:
     from models import TemporalModel
 
-    # The class always downloads ImageNet weights; it reads them non-strictly, so none will do.
+    # The class always downloads ImageNet weights but reads them non-strictly, so an empty dict works.
     with mock.patch("torch.utils.model_zoo.load_url", return_value={}):
         return TemporalModel(
             classes, segments, "GST", "resnet50", alpha=4, beta=1 if key == "gst_large" else 2, dropout=0.3
@@ -144,7 +144,7 @@ def build_tpn(key: str, root: str, segments: int, classes: int) -> nn.Module:
     from mmengine import Config
     from mmengine.model import constant_init, kaiming_init, xavier_init
 
-    # The project is of mmcv 0.x; these names have moved since.
+    # The project uses mmcv 0.x; these names have moved since.
     mmcv.Config, mmcv.is_str = Config, lambda value: isinstance(value, str)
     mmcv.cnn.constant_init, mmcv.cnn.kaiming_init, mmcv.cnn.xavier_init = (
         constant_init,
@@ -203,7 +203,7 @@ def run(source: str, model: nn.Module, clip: torch.Tensor) -> dict[str, list]:
     neck = getattr(model, "necks", None) if source == "tpn" else getattr(model, "neck", None)
     recorded = {}
     if neck is not None:
-        # Outside of training the auxiliary head is not asked: it gets below what it would get in training.
+        # The auxiliary head only runs in training: below it gets the same input as in training.
         neck.register_forward_pre_hook(lambda module, inputs: recorded.update(features=inputs[0][-2]))
         neck.aux_head.fc.register_forward_hook(lambda module, inputs, out: recorded.update(aux_logits=out))
     with torch.no_grad():

@@ -27,7 +27,7 @@ def _float32(values: numpy.ndarray) -> torch.Tensor:
 
 
 def _spread(name: str, shape, deviation: float) -> torch.Tensor:
-    """Uniform, of mean zero and this standard deviation."""
+    """Uniform values with mean 0 and this standard deviation."""
     return _float32(_integers(name, shape) * (deviation * math.sqrt(3) / STEPS))
 
 

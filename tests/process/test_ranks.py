@@ -1,0 +1,411 @@
+"""Two ranks on the CPU: as one process that does what both do, whatever ends them and wherever it does."""
+
+import contextlib
+import copy
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from event_files import scalars
+from run_command import command, error_of, finetune_arguments, output_of
+from safetensors.torch import load_file
+
+from taf_fast import TAFStep, add_adversarial_bn, models
+from taf_fast.data import ClipLoader, read_ssv2, scan
+from taf_fast.errors import RunError
+from taf_fast.models.memory_format import channels_last
+from taf_fast.process import ranks
+from taf_fast.run.config import FinetuneConfig
+from taf_fast.run.metrics import read_metrics
+from taf_fast.run.optim import build_optimizer, set_learning_rate
+
+SECONDS = 120  # for a whole run
+TIMES = ("step_seconds", "wait_seconds", "time")
+# 12 steps of 2 clips on each rank.
+RUN = dict(epochs=2, checkpoint_every=2, schedule="cosine", warmup_epochs=1, ema=0.5, keep_best="loss")
+
+
+@pytest.fixture(scope="module")
+def launch():
+    """Start a process; what is left of any, and of those that they started, is killed at the end."""
+    started, mark = [], str(uuid.uuid4())
+
+    def launch(arguments, **environment):
+        pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "STARTED_BY": mark} | environment
+        started.append(subprocess.Popen(arguments, env=environment, **pipes))
+        return started[-1]
+
+    yield launch
+    for environment in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if mark.encode() in environment.read_bytes():
+                os.kill(int(environment.parent.name), signal.SIGKILL)
+    for process in started:
+        process.communicate()
+
+
+def rendezvous() -> dict[str, str]:
+    """What torchrun tells two ranks of where to meet."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    return dict(WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+
+
+@pytest.fixture(scope="module")
+def two_ranks(launch):
+    """Run the command line on two ranks: both end with ``status``, and only the first prints."""
+
+    def run(*arguments, status=0):
+        group = rendezvous()
+        processes = [
+            launch(command(*arguments), RANK=str(rank), LOCAL_RANK=str(rank), **group) for rank in (0, 1)
+        ]
+        (printed, errors), second = (process.communicate(timeout=SECONDS) for process in processes)
+        assert [process.returncode for process in processes] == [status] * 2, (errors, second)
+        assert second == ("", "")
+        return errors if status else printed
+
+    return run
+
+
+@pytest.fixture
+def torchrun(launch):
+    def start(*arguments):
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        return launch([sys.executable, *launcher, *command(*arguments)[1:]])
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def finished(dataset, two_ranks, tmp_path_factory):
+    """A run that was never interrupted."""
+    out = tmp_path_factory.mktemp("runs") / "finished"
+    return out, two_ranks(*finetune_arguments(dataset, out, **RUN))
+
+
+@pytest.fixture
+def one_thread():
+    """As each rank has: the attack takes signs, which makes much of a rounding."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def children(process: subprocess.Popen) -> list[int]:
+    """In the order of their start."""
+    return sorted(map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()))
+
+
+def measured(out):
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in read_metrics(out / "metrics.jsonl")]
+
+
+def steps_of(out):
+    return [line for line in measured(out) if "loss" in line]
+
+
+def wait_for_steps(out, process, count):
+    deadline = time.monotonic() + SECONDS
+    while len(steps_of(out)) < count:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def runs(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def wait_for_end(pids):
+    deadline = time.monotonic() + SECONDS
+    while any(map(runs, pids)):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+def test_equals_the_clips_of_both_ranks_in_one_process(dataset, finished, one_thread, monkeypatch):
+    """An independent loop: run each rank's clips alone on a copy, then average the results."""
+    out, printed = finished
+    assert printed.count("top-1") == 3 and "12/12" in printed and printed.count("weights:") == 1
+    assert printed.count("scan validation 8/8") == 1
+    config = FinetuneConfig.read(out / "config.yaml")
+    assert config.batch_size == 4
+    torch.manual_seed(0)
+    model = channels_last(add_adversarial_bn(models.build("tsm_resnet18", 8, 8))).train()
+    optimizer = build_optimizer(model, config)
+    second_seed = int(np.random.SeedSequence([0, 1]).generate_state(1)[0])
+    dropout = [torch.get_rng_state(), torch.Generator().manual_seed(second_seed).get_state()]
+    attack = [torch.Generator().manual_seed(seed) for seed in (0, second_seed)]
+    view = config.view()
+    loader = ClipLoader(scan(read_ssv2(dataset, "train")), 8, 32, 4, train=True, seed=0, view=view)
+
+    def on(rank, batch, weight):
+        """A copy of the model with a rank's gradients, what the step gave, and the generators after it."""
+        monkeypatch.setattr("taf_fast.step._weight_among_ranks", weight)
+        here, generator = copy.deepcopy(model), attack[rank].clone_state()
+        torch.set_rng_state(dropout[rank])
+        step = TAFStep(here, config.attack(), config.alpha, config.composition, compile=False)
+        result = step.accumulate_grads(batch.clips[rank::2], batch.labels[rank::2], generator)
+        return here, result, torch.get_rng_state(), generator
+
+    average = None
+    batches = (batch for _ in range(2) for batch in loader)
+    for batch, line in zip(batches, steps_of(out), strict=True):
+        attacked = sum(on(rank, batch, lambda count: 1.0)[1]["attacked"].item() for rank in (0, 1))
+        assert (line["attacked"], line["clips"]) == (attacked, 4)
+        # Eq. 7 has the mean over all attacked clips.
+        total = max(1, attacked)
+        both = [on(rank, batch, lambda count, total=total: count.double() * 2 / total) for rank in (0, 1)]
+        copies, results, dropout, attack = map(list, zip(*both, strict=True))
+        for name in ("loss", "clean_loss", "adv_loss"):
+            assert line[name] == pytest.approx(sum(result[name].item() for result in results) / 2)
+        for parameter, *own in zip(*(net.parameters() for net in (model, *copies)), strict=True):
+            parameter.grad = (own[0].grad + own[1].grad) / 2
+        for buffer, *own in zip(*(net.buffers() for net in (model, *copies)), strict=True):
+            buffer.copy_((own[0] + own[1]) / 2)
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 20.0)
+        assert line["grad_norm"] == pytest.approx(norm.item())
+        set_learning_rate(optimizer, line["lr"])
+        optimizer.step()
+        now = {name: value.double() for name, value in model.state_dict().items()}
+        average = average or now
+        average = {name: torch.lerp(value, now[name], 0.5) for name, value in average.items()}
+    for name, value in load_file(out / "model.safetensors").items():
+        if "num_batches" not in name:
+            torch.testing.assert_close(value.double(), average[name], rtol=1e-5, atol=1e-5)
+
+
+LEAVES = """
+import os, sys, time
+from taf_fast.process import ranks
+try:
+    with ranks.joined():
+        import torch._dynamo  # whatever it imports may keep the group
+        ranks.anywhere(False)
+        sys.exit()
+finally:
+    end = time.monotonic() + 20  # a thread that ends may be listed for a moment
+    while (left := len(os.listdir("/proc/self/task"))) > 1 and time.monotonic() < end:
+        time.sleep(0.05)
+    os.write(1, b"left: %d" % left)
+"""
+
+
+@pytest.mark.slow
+def test_the_group_ends_with_the_command(launch):
+    """A process that exits while the group's threads run may abort ("terminate called ...")."""
+    group = rendezvous()
+    processes = [
+        launch([sys.executable, "-c", LEAVES], RANK=str(rank), LOCAL_RANK=str(rank), **group)
+        for rank in (0, 1)
+    ]
+    assert [process.communicate(timeout=SECONDS) for process in processes] == [("left: 1", "")] * 2
+
+
+# One rank fails, the other waits for it. The command is one exchange.
+UNEVEN = """
+import datetime, os, signal, sys
+import torch
+from taf_fast.cli import app, main
+from taf_fast.errors import DataError
+from taf_fast.process import ranks
+from taf_fast.process.stopping import StopRequest
+ranks.TIMEOUT, ranks.STOP_SECONDS, failing = datetime.timedelta(seconds=15), 2, int(sys.argv[1])
+
+@app.command()
+def uneven():
+    with StopRequest():
+        if ranks.rank() == failing:
+            {fault}
+        os.write(1, b"waiting\\n")
+        ranks.average_([torch.ones(1000)])
+
+sys.argv = ["taf-fast", "uneven"]
+main()
+"""
+
+
+@pytest.fixture
+def uneven(launch):
+    """Start two ranks, of which ``failing`` runs ``fault`` while the other waits for it."""
+
+    def start(failing, fault):
+        script, group = UNEVEN.replace("{fault}", fault), rendezvous()
+        arguments = [sys.executable, "-c", script, str(failing)]
+        both = [launch(arguments, RANK=str(rank), LOCAL_RANK=str(rank), **group) for rank in (0, 1)]
+        waiting = both[1 - failing]
+        assert waiting.stdout.readline() == "waiting\n"
+        return both[failing], waiting
+
+    return start
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_user_error_of_one_rank_ends_both(uneven, failing):
+    both = uneven(failing, "raise DataError('clip 7 is bad')")
+    ended = {process.communicate(timeout=SECONDS)[1] for process in both}
+    assert [process.returncode for process in both] == [2, 2]
+    assert ended == {"", "error: clip 7 is bad\n"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("failing", [0, 1])
+def test_another_error_of_one_rank_ends_both(uneven, failing):
+    failed, waited = uneven(failing, "{}['key']")
+    traceback, errors = (process.communicate(timeout=SECONDS)[1] for process in (failed, waited))
+    assert (failed.returncode, waited.returncode) == (1, 2)
+    assert "Traceback" in traceback and traceback.endswith("KeyError: 'key'\n")
+    # The first rank speaks for all; the second one's traceback is not hidden behind it.
+    assert errors == (f"error: rank {failing} of 2 ended with KeyError('key')\n" if failing else "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_lost_rank_ends_the_other(uneven, failing):
+    killed, waited = uneven(failing, "os.kill(os.getpid(), signal.SIGKILL)")
+    assert killed.wait(timeout=SECONDS) == -signal.SIGKILL
+    *noise, message = waited.communicate(timeout=SECONDS)[1].splitlines()
+    assert waited.returncode == 2 and not any("error: " in line for line in noise)
+    assert message.startswith(f"error: rank {1 - failing} of 2 waited for another, which has ended or not")
+    assert re.search("Connection (closed|reset) by peer", message)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("failing", [0, 1])
+def test_waiting_has_an_end(uneven, failing):
+    """The other rank hangs: the limit of an exchange, and SIGTERM and SIGINT before it."""
+    hung, waited = uneven(failing, "os.kill(os.getpid(), signal.SIGSTOP)")
+    # While that one's time passes, another pair starts and is sent a signal.
+    number = (signal.SIGTERM, signal.SIGINT)[failing]
+    other, stopped = uneven(failing, "os.kill(os.getpid(), signal.SIGSTOP)")
+    stopped.send_signal(number)
+    errors = stopped.communicate(timeout=SECONDS)[1]
+    assert stopped.returncode == 128 + number
+    assert errors == f"error: {number.name}, and no answer of the other ranks for 2 s: nothing was saved\n"
+    errors = waited.communicate(timeout=SECONDS)[1]
+    assert waited.returncode == 2 and errors.count("error: ") == 1, errors
+    assert "not answered for 0.25 minutes: Timed out" in errors
+    hung.kill(), other.kill()
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_equals_uninterrupted(dataset, finished, torchrun, two_ranks, tmp_path):
+    """SIGTERM to torchrun, then SIGKILL to one rank and to torchrun itself; bit for bit."""
+    out = tmp_path / "run"
+    arguments = [*finetune_arguments(dataset, out, **RUN), "--resume"]
+
+    process = torchrun(*arguments)
+    wait_for_steps(out, process, 1)
+    process.terminate()
+    printed, _ = process.communicate(timeout=SECONDS)
+    stopped_at = steps_of(out)[-1]["step"]
+    assert printed.count(f"stopped at step {stopped_at},") == 1 == printed.count("stopped")
+
+    process = torchrun(*arguments)
+    wait_for_steps(out, process, stopped_at + 1)
+    first, second = children(process)
+    os.kill(second, signal.SIGKILL)
+    process.communicate(timeout=SECONDS)
+    assert process.returncode == 1 and len(steps_of(out)) < 12
+    wait_for_end([first])
+
+    done = len(steps_of(out))
+    process = torchrun(*arguments)
+    wait_for_steps(out, process, done + 1)
+    both = children(process)
+    process.kill()
+    process.communicate(timeout=SECONDS)
+    wait_for_end(both)
+    assert len(steps_of(out)) < 12 and not (out / "model.safetensors").exists()
+
+    two_ranks(*arguments)
+    for name in ("model.safetensors", "best.safetensors", "state.safetensors", "quarantine.json"):
+        assert (out / name).read_bytes() == (finished[0] / name).read_bytes(), name
+    assert measured(out) == measured(finished[0])
+    if find_spec("tensorboard"):  # its file is the first rank's
+        losses = [step for tag, step in scalars(out) if tag == "train/loss"]
+        assert losses == [line["step"] for line in steps_of(out)]
+
+
+def test_the_state_is_of_all_ranks_and_of_no_other_number(dataset, finished, tmp_path, capsys, monkeypatch):
+    state = load_file(finished[0] / "state.safetensors")
+    for name in ("cpu", "attack"):
+        assert not torch.equal(state[f"generator.{name}"], state[f"generator.{name}.rank1"])
+    out = shutil.copytree(finished[0], tmp_path / "run")
+    message = error_of(capsys, monkeypatch, *finetune_arguments(dataset, out, **RUN), "--resume")
+    assert message == f"error: {out} cannot be resumed: it has 2 ranks, now 1\n"
+
+
+@pytest.mark.slow
+def test_evaluates_as_one_process(dataset, finished, two_ranks, tmp_path, capsys, monkeypatch):
+    """With 7 clips, the second rank has 3 and an empty batch at the end."""
+    data = shutil.copytree(dataset, tmp_path / "data")
+    validation = data / "something-something-v2-validation.json"
+    validation.write_text(json.dumps(json.loads(validation.read_text())[:7]))
+    arguments = ["evaluate", "--data", data, "--checkpoint", finished[0] / "model.safetensors"]
+    arguments += ["--device", "cpu", "--batch-size", 1, "--out"]
+    printed = two_ranks(*arguments, tmp_path / "two")
+    assert output_of(capsys, monkeypatch, *arguments, tmp_path / "one") == printed
+    assert printed.count("(7 videos)") == 1
+    one, two = (json.loads((tmp_path / name).read_text()) for name in ("one", "two"))
+    assert two.pop("loss") == pytest.approx(one.pop("loss"), rel=1e-5) and two == one
+
+
+@pytest.mark.slow
+def test_a_clip_that_only_one_rank_finds_damaged(dataset, two_ranks, tmp_path, capsys, monkeypatch):
+    data, out = shutil.copytree(dataset, tmp_path / "data"), tmp_path / "run"
+    output_of(capsys, monkeypatch, "scan", "--data", data)
+    manifest = scan(read_ssv2(data, "train"))
+    loader = ClipLoader(manifest, 8, 32, 2, train=True, seed=0, rank=1, world_size=2)
+    damaged = [batch.ids[0] for batch in loader][1]
+    path = next(clip.path for clip in manifest.clips if clip.id == damaged)
+    before = path.stat()
+    path.write_bytes(path.read_bytes()[:800] + np.random.default_rng(0).bytes(before.st_size - 800))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # as the manifest has it
+
+    arguments = finetune_arguments(data, out, **RUN | {"epochs": 1, "warmup_epochs": 0})
+    errors = two_ranks(*arguments, "--quarantine-limit", 0, status=2)
+    assert errors.startswith("error: 1 of 24 clips are bad") and errors.count(f": {damaged}: ") == 1
+    assert [line["clips"] for line in steps_of(out)] == [4]
+
+    # The first rank, whose batch was good, has not gone past it.
+    two_ranks(*arguments, "--resume")
+    assert [line["clips"] for line in steps_of(out)] == [4, 3, 4, 4, 4, 4]
+    quarantined = json.loads((out / "quarantine.json").read_text())
+    assert quarantined["train"].keys() == {damaged} and quarantined["validation"] == {}
+
+
+@pytest.mark.slow
+def test_a_diverged_run_ends_on_all_ranks(dataset, two_ranks, tmp_path):
+    errors = two_ranks(*finetune_arguments(dataset, tmp_path / "run", lr=1e12), status=2)
+    assert errors.count("error: ") == 1 and "expected finite values" in errors
+
+
+@pytest.mark.slow
+def test_ranks_that_cannot_share(dataset, two_ranks, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    errors = two_ranks(*finetune_arguments(dataset, out, batch_size=3), status=2)
+    assert errors == "error: batch_size must be a multiple of 2, the ranks that share it, got 3\n"
+    assert not out.exists()
+    monkeypatch.setattr(ranks, "count", lambda: 2)
+    with pytest.raises(RunError, match="device must be cpu or cuda for 2 ranks, got cuda:1"):
+        ranks.own_device("cuda:1")
