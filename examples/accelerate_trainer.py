@@ -1,6 +1,9 @@
-"""TAF in Hugging Face Accelerate: the step is prepared in the model's place.
+"""TAF in Hugging Face Accelerate: prepare the step instead of the model.
 
-accelerate launch examples/accelerate_trainer.py, or on CPUs, in several processes:
+accelerate launch examples/accelerate_trainer.py
+
+In several processes on a CPU:
+
 ACCELERATE_USE_CPU=1 torchrun --nproc_per_node 2 examples/accelerate_trainer.py
 """
 
@@ -10,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import taf_fast
 
-# Every process keeps the running statistics of its own batches.
+# Each process keeps its own running statistics.
 accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)])
 
 torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""TAF in a training loop of one's own: three lines more than plain fine-tuning."""
+"""TAF in your own training loop: three lines more than plain fine-tuning."""
 
 import torch
 

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import taf_fast
 
-dist.init_process_group("gloo")  # "nccl" where every process has a GPU
+dist.init_process_group("gloo")  # "nccl" if every process has a GPU
 
 torch.manual_seed(0)
 clips = torch.randint(0, 256, (16, 4, 32, 32, 3), dtype=torch.uint8)  # decoded frames [N,T,H,W,3]
@@ -21,7 +21,7 @@ loader = DataLoader(data, batch_size=4, sampler=sampler)
 model = taf_fast.models.build("tsm_resnet18", num_classes=4, num_segments=4)  # load your weights here
 taf_fast.add_adversarial_bn(model)
 step = taf_fast.TAFStep(model, taf_fast.TemporalAugment(), composition="wrong", compile=False)
-# A rank keeps the running statistics of its own batches.
+# Each rank keeps its own running statistics.
 step = DistributedDataParallel(step, broadcast_buffers=False)
 optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
 

@@ -1,4 +1,4 @@
-"""TAF in Lightning's Trainer: the step is what the LightningModule's training_step calls.
+"""TAF in Lightning's Trainer: the LightningModule's training_step calls the step.
 
 python examples/lightning_trainer.py
 """
@@ -37,7 +37,7 @@ trainer = lightning.Trainer(
     max_epochs=2,
     accelerator="cpu",
     devices=2,
-    strategy=DDPStrategy(broadcast_buffers=False),  # a rank keeps the running statistics of its batches
+    strategy=DDPStrategy(broadcast_buffers=False),  # each rank keeps its own running statistics
     logger=False,
     enable_checkpointing=False,
     enable_progress_bar=False,

@@ -1,4 +1,4 @@
-"""What a sweep measured, as differences to its first arm or to the one that is named:
+"""The results of a sweep, as differences to its first arm or to the one named:
 
 python experiments/synthetic/tables.py FOLDER [ARM]
 
@@ -14,10 +14,9 @@ from pathlib import Path
 
 from taf_fast.data.synth import LONG_TERM
 from taf_fast.files import read_csv
-from taf_fast.run.checkpoint import read_info
-from taf_fast.run.evaluate import read_predictions
-from taf_fast.run.robustness import summary
-from taf_fast.run.sweep_table import student_t
+from taf_fast.measure.robustness import ROBUSTNESS, summary
+from taf_fast.run.folder import RunFolder
+from taf_fast.sweep.stats import student_t
 
 
 def quantities(run: dict[str, str]) -> dict[str, float]:
@@ -27,9 +26,8 @@ def quantities(run: dict[str, str]) -> dict[str, float]:
 
 
 def by_motion(run: dict[str, str]) -> dict[str, float]:
-    folder = Path(run["folder"])
-    classes = read_info(folder / "model.safetensors").classes
-    predictions = read_predictions(folder / "predictions.csv")
+    folder = RunFolder(Path(run["folder"]))
+    classes, predictions = folder.read_classes(), folder.read_predictions()
     return {
         name: 100
         * statistics.fmean(p.place == 0 for p in predictions if (classes[p.label] in LONG_TERM) == long_term)
@@ -38,8 +36,8 @@ def by_motion(run: dict[str, str]) -> dict[str, float]:
 
 
 def by_corruption(run: dict[str, str]) -> dict[str, float]:
-    rows = read_csv(Path(run["folder"]) / "robustness.csv")
-    means = summary([row | {"top1": float(row["top1"])} for row in rows])
+    (rows,) = RunFolder(Path(run["folder"])).read_measured(ROBUSTNESS).values()
+    means = summary(rows)
     return {name.replace("_", " "): 100 * value for name, value in means.items()}
 
 
@@ -66,5 +64,5 @@ runs = read_csv(Path(sys.argv[1]) / "runs.csv")
 arm = sys.argv[2] if len(sys.argv) > 2 else next(run["arm"] for run in runs if run["arm"] != "start")
 print_table(runs, arm, quantities, 3)
 print_table(runs, arm, by_motion, 1)
-if (Path(runs[-1]["folder"]) / "robustness.csv").exists():
+if RunFolder(Path(runs[-1]["folder"])).robustness.exists():
     print_table(runs, arm, by_corruption, 1)
