@@ -1,0 +1,154 @@
+"""Prints the tables of README.md from what measure.py wrote:
+
+python experiments/redundant/tables.py [CSV]
+
+The ± of a difference is half of its 95 % confidence interval by Student's t over the runs of the same seeds,
+any other ± the standard deviation over seeds.
+"""
+
+import math
+import statistics
+import sys
+from pathlib import Path
+
+from taf_fast.files import read_csv
+from taf_fast.sweep.stats import half_interval
+
+RESULTS = Path(__file__).parent / "results" / "runs.csv"
+START, PLAIN, UNPERTURBED = "start", "plain", "wrong clips, unperturbed"
+VERSIONS = {"both": "both cues", "hard": "hard cue alone", "easy": "easy cue alone"}
+
+Runs = dict[str, dict[str, dict[str, float]]]
+"""What was measured, by arm and seed. Shares of clips are in percent."""
+
+
+def main(path: Path) -> None:
+    runs = read(path)
+    table(["", "seeds", "value"], [[title, *cells] for title, *cells in setting(runs)])
+    for version, title in VERSIONS.items():
+        top1, loss = f"{version}_top1", f"{version}_loss"
+        table(
+            [title, "top-1 %", "to checkpoint", "to plain", "to unperturbed", "loss", "to plain"],
+            [
+                [
+                    arm,
+                    spread(runs[arm], top1, 1),
+                    *(difference(runs, arm, other, top1, 1) for other in (START, PLAIN, UNPERTURBED)),
+                    spread(runs[arm], loss, 3),
+                    difference(runs, arm, PLAIN, loss, 3),
+                ]
+                for arm in runs
+            ],
+        )
+    for version, title in VERSIONS.items():
+        names = [f"{version}_{name}" for name in ("entropy", "hard_share", "easy_share")]
+        table(
+            [
+                f"attention, {title}",
+                "entropy",
+                "to plain",
+                "at hard cue",
+                "to plain",
+                "at easy cue",
+                "to plain",
+            ],
+            [
+                [arm]
+                + [
+                    cell
+                    for name in names
+                    for cell in (spread(runs[arm], name, 3), difference(runs, arm, PLAIN, name, 3))
+                ]
+                for arm in runs
+            ],
+        )
+    table(
+        ["training", "attacked %", "training loss", "top-1 % on training clips"],
+        [
+            [
+                arm,
+                *(
+                    spread(runs[arm], *column)
+                    for column in (("attacked_share", 0), ("training_loss", 3), ("train_top1", 1))
+                ),
+            ]
+            for arm in runs
+        ],
+    )
+    table(
+        ["top-1 to plain, both cues", "standard deviation", "seeds to find 1 point"],
+        [
+            [arm, f"{deviation:.1f}", str(seeds_needed(deviation))]
+            for arm in runs
+            if arm not in (START, PLAIN)
+            for deviation in [statistics.stdev(differences(runs, arm, PLAIN, "both_top1"))]
+        ],
+    )
+
+
+def read(path: Path) -> Runs:
+    runs: Runs = {}
+    for row in read_csv(path):
+        arm, seed = row.pop("arm"), row.pop("seed")
+        runs.setdefault(arm, {})[seed] = {
+            name: float(value or "nan") * (100 if name in ("p", "attacked_share") or "top1" in name else 1)
+            for name, value in row.items()
+        }
+    return runs
+
+
+def setting(runs: Runs) -> list[tuple[str, str, str]]:
+    """How the checkpoints compare with those of the paper."""
+    start = runs[START]
+    gaps = {seed: {"gap": row["train_top1"] - row["both_top1"]} for seed, row in start.items()}
+    rows = (
+        ("checkpoint, top-1 % on training clips", start, "train_top1"),
+        ("checkpoint, top-1 % on validation clips with both cues", start, "both_top1"),
+        ("checkpoint, gap in points", gaps, "gap"),
+        ("p: training clips classified wrongly in the first epoch of plain fine-tuning, %", runs[PLAIN], "p"),
+    )
+    return [(title, str(len(seeds)), spread(seeds, name, 1)) for title, seeds, name in rows]
+
+
+def differences(runs: Runs, arm: str, other: str, name: str) -> list[float]:
+    """For every seed of ``arm``, its run's value less that of ``other``."""
+    return [row[name] - runs[other][seed][name] for seed, row in runs[arm].items()]
+
+
+def difference(runs: Runs, arm: str, other: str, name: str, digits: int) -> str:
+    if arm == other:
+        return ""
+    found = differences(runs, arm, other, name)
+    half = half_interval(found)
+    text = f"{statistics.fmean(found):+.{digits}f}"
+    return text if half is None else f"{text} ± {half:.{digits}f}"
+
+
+def spread(seeds: dict[str, dict[str, float]], name: str, digits: int) -> str:
+    values = [row[name] for row in seeds.values()]
+    mean = statistics.fmean(values)
+    if math.isnan(mean):
+        return ""
+    return (
+        f"{mean:.{digits}f} ± {statistics.stdev(values):.{digits}f}"
+        if len(values) > 1
+        else f"{mean:.{digits}f}"
+    )
+
+
+def seeds_needed(deviation: float, points: float = 1) -> int:
+    """Pairs of runs in which a difference is found at the 5 % level four times out of five.
+
+    n = ((1.96 + 0.84) deviation / points)^2, with the standard deviation of the paired differences.
+    """
+    return math.ceil(((1.96 + 0.84) * deviation / points) ** 2)
+
+
+def table(titles: list[str], rows: list[list[str]]) -> None:
+    print(f"\n| {' | '.join(titles)} |\n|{'---|' * len(titles)}")
+    for row in rows:
+        print(f"| {' | '.join(row)} |")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else RESULTS)
