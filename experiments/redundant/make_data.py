@@ -2,9 +2,9 @@
 
 python experiments/redundant/make_data.py FOLDER [--train-per-class 8] [--val-per-class 2] [--seed 1]
 
-The digits are scikit-learn's. FOLDER gets ``train`` and ``val`` with a folder for each class, and ``cues.csv``,
-which says of every clip which cues it has, in which frames, and which digits they show. Training clips have
-both. Every validation clip is written three times: with both cues, and with each alone.
+The digits are scikit-learn's. FOLDER gets ``train`` and ``val`` with a folder for each class, and
+``cues.csv``, which says of every clip which cues it has, in which frames, and which digits they show.
+Training clips have both. Every validation clip is written three times: with both cues, and with each alone.
 """
 
 import argparse

@@ -2,12 +2,13 @@
 
 python experiments/redundant/measure.py SWEEP FOLDER OUT.csv
 
-Runs that OUT.csv has are not measured again. A row has the run's arm and seed; ``p``, the share of its first
-epoch's training clips that were classified wrongly; and ``attacked_share`` and ``training_loss`` of the
-sweep's ``runs.csv``. FOLDER's clips are measured with the view of evaluation: training clips (``train_``), and
-validation clips with both cues (``both_``) or one (``hard_``, ``easy_``). ``top1`` and ``loss`` are means, and
-so are those of the attention to the true class: ``entropy`` and ``top_share`` of ``taf-fast attention
---measure``, and ``easy_share`` and ``hard_share`` of the frames where a clip with both cues shows them.
+Runs that OUT.csv has are not measured again. A row has the run's arm and seed; ``p_first`` and ``p_last``,
+the shares of the training clips that were classified wrongly in its first and last epoch; and
+``attacked_share`` and ``training_loss`` of the sweep's ``runs.csv``. FOLDER's clips are measured with the
+view of evaluation: training clips (``train_``), and validation clips with both cues (``both_``) or one
+(``hard_``, ``easy_``). ``top1`` and ``loss`` are means, and so are those of the attention to the true
+class: ``entropy`` and ``top_share`` of ``taf-fast attention --measure``, ``easy_share`` and ``hard_share``
+of the frames where a clip with both cues shows them.
 """
 
 import statistics
@@ -62,7 +63,8 @@ def main(sweep: Path, data: Path, out: Path) -> None:
             {
                 "arm": run["arm"],
                 "seed": run["seed"],
-                "p": wrong_share(folder),
+                "p_first": wrong_share(folder, 0),
+                "p_last": wrong_share(folder, config.epochs - 1),
                 "attacked_share": run["attacked_share"],
                 "training_loss": run["train_loss"],
             }
@@ -76,9 +78,9 @@ def main(sweep: Path, data: Path, out: Path) -> None:
         print(run["arm"], run["seed"], flush=True)
 
 
-def wrong_share(folder: RunFolder) -> float:
-    """The share of the clips of the first epoch that the model in training classified wrongly."""
-    steps = [line for line in folder.read_metrics() if line["epoch"] == 0 and "correct" in line]
+def wrong_share(folder: RunFolder, epoch: int) -> float:
+    """The share of the clips of an epoch that the model in training classified wrongly."""
+    steps = [line for line in folder.read_metrics() if line["epoch"] == epoch and "correct" in line]
     return 1 - sum(step["correct"] for step in steps) / sum(step["clips"] for step in steps)
 
 

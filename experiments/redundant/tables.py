@@ -16,6 +16,7 @@ from taf_fast.sweep.stats import half_interval
 
 RESULTS = Path(__file__).parent / "results" / "runs.csv"
 START, PLAIN, UNPERTURBED = "start", "plain", "wrong clips, unperturbed"
+SHARES = ("p_first", "p_last", "attacked_share")
 VERSIONS = {"both": "both cues", "hard": "hard cue alone", "easy": "easy cue alone"}
 
 Runs = dict[str, dict[str, dict[str, float]]]
@@ -91,7 +92,7 @@ def read(path: Path) -> Runs:
     for row in read_csv(path):
         arm, seed = row.pop("arm"), row.pop("seed")
         runs.setdefault(arm, {})[seed] = {
-            name: float(value or "nan") * (100 if name in ("p", "attacked_share") or "top1" in name else 1)
+            name: float(value or "nan") * (100 if name in SHARES or "top1" in name else 1)
             for name, value in row.items()
         }
     return runs
@@ -105,7 +106,8 @@ def setting(runs: Runs) -> list[tuple[str, str, str]]:
         ("checkpoint, top-1 % on training clips", start, "train_top1"),
         ("checkpoint, top-1 % on validation clips with both cues", start, "both_top1"),
         ("checkpoint, gap in points", gaps, "gap"),
-        ("p: training clips classified wrongly in the first epoch of plain fine-tuning, %", runs[PLAIN], "p"),
+        ("p, % of the training clips wrong in the checkpoint's last epoch", start, "p_last"),
+        ("p, % wrong in the first epoch of fine-tuning with TAF", runs["TAF"], "p_first"),
     )
     return [(title, str(len(seeds)), spread(seeds, name, 1)) for title, seeds, name in rows]
 
