@@ -4,7 +4,7 @@ python experiments/redundant/make_data.py FOLDER [--train-per-class 8] [--val-pe
 
 The digits are scikit-learn's. FOLDER gets ``train`` and ``val`` with a folder for each class, and
 ``cues.csv``, which says of every clip which cues it has, in which frames, and which digits they show.
-Training clips have both. Every validation clip is written three times: with both cues, and with each alone.
+Training clips have both. Every validation clip is written twice, with both and with the hard one alone.
 """
 
 import argparse
@@ -21,7 +21,7 @@ CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight
 SIZE = 36  # pixels
 SEGMENTS, PER_SEGMENT = 8, 3  # frames
 CUES = ("easy", "hard")
-VERSIONS = {"both": CUES, "hard": ("hard",), "easy": ("easy",)}
+VERSIONS = {"both": CUES, "hard": ("hard",)}
 
 Span = tuple[int, int]
 
@@ -29,7 +29,7 @@ Span = tuple[int, int]
 def draw_clip(
     rng: np.random.Generator, digits: dict[str, np.ndarray]
 ) -> tuple[dict[str, np.ndarray], dict[str, Span]]:
-    """One clip in all versions, equal except for the frames of a cue that is left out.
+    """One clip with both cues and with the hard one alone, equal except for the frames of the easy cue.
 
     Args:
         digits: the digit that each cue shows, 8 x 8, from 0 (paper) to 16 (ink).

@@ -5,10 +5,10 @@ python experiments/redundant/measure.py SWEEP FOLDER OUT.csv
 Runs that OUT.csv has are not measured again. A row has the run's arm and seed; ``p_first`` and ``p_last``,
 the shares of the training clips that were classified wrongly in its first and last epoch; and
 ``attacked_share`` and ``training_loss`` of the sweep's ``runs.csv``. FOLDER's clips are measured with the
-view of evaluation: training clips (``train_``), and validation clips with both cues (``both_``) or one
-(``hard_``, ``easy_``). ``top1`` and ``loss`` are means, and so are those of the attention to the true
-class: ``entropy`` and ``top_share`` of ``taf-fast attention --measure``, ``easy_share`` and ``hard_share``
-of the frames where a clip with both cues shows them.
+view of evaluation: training clips (``train_``), and validation clips with both cues (``both_``) or the hard
+one alone (``hard_``). ``top1`` and ``loss`` are means, and so are those of the attention to the true class:
+``entropy`` and ``top_share`` of ``taf-fast attention --measure``, ``easy_share`` and ``hard_share`` of the
+frames where a clip with both cues shows them.
 """
 
 import statistics

@@ -15,9 +15,15 @@ from taf_fast.files import read_csv
 from taf_fast.sweep.stats import half_interval
 
 RESULTS = Path(__file__).parent / "results" / "runs.csv"
-START, PLAIN, UNPERTURBED = "start", "plain", "wrong clips, unperturbed"
+START, PLAIN, TAF, UNPERTURBED = "start", "plain", "TAF", "wrong clips, unperturbed"
+PAIRS = ((PLAIN, START), (TAF, START), (TAF, PLAIN), (TAF, UNPERTURBED))
+OTHERS = {
+    "motions": "synthetic/results/choices_runs.csv",
+    "motions, less data": "synthetic/results/data_size_runs.csv",
+    "motions, early stop": "synthetic/results/early_stop_runs.csv",
+}
 SHARES = ("p_first", "p_last", "attacked_share")
-VERSIONS = {"both": "both cues", "hard": "hard cue alone", "easy": "easy cue alone"}
+VERSIONS = {"both": "both cues", "hard": "hard cue alone"}
 
 Runs = dict[str, dict[str, dict[str, float]]]
 """What was measured, by arm and seed. Shares of clips are in percent."""
@@ -77,13 +83,9 @@ def main(path: Path) -> None:
         ],
     )
     table(
-        ["top-1 to plain, both cues", "standard deviation", "seeds to find 1 point"],
-        [
-            [arm, f"{deviation:.1f}", str(seeds_needed(deviation))]
-            for arm in runs
-            if arm not in (START, PLAIN)
-            for deviation in [statistics.stdev(differences(runs, arm, PLAIN, "both_top1"))]
-        ],
+        ["top-1", *(f"{arm} to {other}" for arm, other in PAIRS), "deviation", "seeds"],
+        [summary(title, read(RESULTS.parents[2] / file), "top1") for title, file in OTHERS.items()]
+        + [summary("redundant cues", runs, "both_top1")],
     )
 
 
@@ -94,6 +96,7 @@ def read(path: Path) -> Runs:
         runs.setdefault(arm, {})[seed] = {
             name: float(value or "nan") * (100 if name in SHARES or "top1" in name else 1)
             for name, value in row.items()
+            if name != "folder"
         }
     return runs
 
@@ -113,17 +116,24 @@ def setting(runs: Runs) -> list[tuple[str, str, str]]:
 
 
 def differences(runs: Runs, arm: str, other: str, name: str) -> list[float]:
-    """For every seed of ``arm``, its run's value less that of ``other``."""
-    return [row[name] - runs[other][seed][name] for seed, row in runs[arm].items()]
+    """For every seed of both arms, the value of the run of ``arm`` less that of ``other``."""
+    return [row[name] - runs[other][seed][name] for seed, row in runs[arm].items() if seed in runs[other]]
 
 
 def difference(runs: Runs, arm: str, other: str, name: str, digits: int) -> str:
-    if arm == other:
-        return ""
     found = differences(runs, arm, other, name)
+    if arm == other or not found:
+        return ""
     half = half_interval(found)
     text = f"{statistics.fmean(found):+.{digits}f}"
     return text if half is None else f"{text} ± {half:.{digits}f}"
+
+
+def summary(title: str, runs: Runs, name: str) -> list[str]:
+    """The differences of PAIRS, the standard deviation of TAF's to plain, and the seeds that it asks for."""
+    deviation = statistics.stdev(differences(runs, TAF, PLAIN, name))
+    cells = [difference(runs, arm, other, name, 1) if other in runs else "" for arm, other in PAIRS]
+    return [title, *cells, f"{deviation:.1f}", str(seeds_needed(deviation))]
 
 
 def spread(seeds: dict[str, dict[str, float]], name: str, digits: int) -> str:
