@@ -37,7 +37,7 @@ COMMANDS = {info.name or info.callback.__name__: info.callback for info in cli.a
 
 def test_scopes():
     """What was decided value by value: a new value has to be thought about here."""
-    neutral = {"out", "manifest", "threads", "checkpoint_every", "quarantine_limit"}
+    neutral = {"out", "manifest", "workers", "threads", "checkpoint_every", "quarantine_limit"}
     neutral |= {"tensorboard", "wandb", "log_every"}
     inputs, machine = {"data", "checkpoint", "imagenet", "class_order"}, {"device", "compile", "decoder"}
     assert names_of(*FREE_ON_RESUME) == neutral
@@ -221,7 +221,7 @@ def test_trained_options_reach_the_loader(monkeypatch):
     assert seen == {
         **{"data": Path("d"), "checkpoint": Path("w"), "device": torch.device("cpu"), "views": "views"},
         **{"num_segments": 4, "size": 32, "threads": 3, "batch_size": 5, "trust_checkpoint": False},
-        **{"class_order": None, "manifest": None, "quarantine_limit": 0.1},
+        **{"workers": None, "class_order": None, "manifest": None, "quarantine_limit": 0.1},
     }
     assert set(seen) - {"views"} <= set(inspect.signature(ClipLoader).parameters) | {
         *("data", "checkpoint", "device", "class_order", "trust_checkpoint", "manifest")

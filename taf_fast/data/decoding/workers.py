@@ -1,16 +1,18 @@
 """Decoding in worker processes, which do not take the time of the thread that launches training steps."""
 
+import errno
 import itertools
 import math
 import mmap
 import os
+import resource
 import warnings
 import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.reduction import DupFd
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -55,8 +57,9 @@ class WorkerFetcher:
         # All batches have as many parts, so that the number of parts under way limits that of batches.
         self._parts = min(workers, rows)
         self._shape = (math.ceil(AHEAD * workers / self._parts) + 1, rows, num_segments, size, size, 3)
-        self._upcoming = _Upcoming()
-        self._started: tuple[DataLoader, _SharedMemory] | None = None
+        self._upcoming: Iterator[_Part] = iter(())
+        self._running: list[tuple[DataLoader, _SharedMemory]] = []
+        weakref.finalize(self, _end, self._running).atexit = False  # by then workers end anyway
         self._collecting = ThreadPoolExecutor(1)
         fork_server.warm_up()
 
@@ -75,7 +78,7 @@ class WorkerFetcher:
         replaced = False
         while True:
             again, begun = begun, deque()
-            self._upcoming.parts = self._divided(itertools.chain(again, requests), begun)
+            self._upcoming = self._divided(itertools.chain(again, requests), begun)
             try:
                 results, memory = self._results()
                 for number in itertools.count():
@@ -87,12 +90,12 @@ class WorkerFetcher:
                     yield request, self._fetched(memory.batch(number)[: len(request.clips)], failures)
                     replaced = False
                 if not self._keep:
-                    self._started = None
+                    _end(self._running)
                 return
             except RuntimeError as error:
                 if _GONE not in str(error):
                     raise
-                self._started = None
+                _end(self._running)
                 if replaced:
                     raise DataError(_lost(str(error), begun)) from None
                 warnings.warn(f"{error}: replaced", RuntimeWarning, stacklevel=1)
@@ -101,13 +104,14 @@ class WorkerFetcher:
     def _results(self) -> "tuple[Iterator[dict[int, str]], _SharedMemory]":
         """What comes of the parts at hand, in their order, and where their clips are."""
         try:
-            if self._started is None:
+            if not self._running:
+                _require_descriptors(self._workers)
                 # Workers that were given up may still write into the memory that they had.
                 memory = _SharedMemory(self._shape)
                 loader = DataLoader(
                     _Parts(memory),
                     batch_size=None,
-                    sampler=self._upcoming,
+                    sampler=_Upcoming(self),
                     num_workers=self._workers,
                     prefetch_factor=AHEAD,
                     persistent_workers=True,
@@ -116,14 +120,15 @@ class WorkerFetcher:
                     collate_fn=_as_it_is,
                     generator=torch.Generator(),  # it would draw from the global one
                 )
-                self._started = loader, memory
-            loader, memory = self._started
+                self._running.append((loader, memory))
+            ((loader, memory),) = self._running
             with fork_server.starting():
                 return iter(loader), memory
         except (OSError, EOFError) as error:
-            self._started = None
+            _end(self._running)
+            reason = getattr(error, "strerror", None) or error
             raise DataError(
-                f"{self._workers} worker processes cannot be started: {error}; fewer --workers need less, "
+                f"{self._workers} worker processes cannot be started: {reason}; fewer --workers need less, "
                 "and --threads need none"
             ) from error
 
@@ -145,12 +150,17 @@ class WorkerFetcher:
 
 
 class _Upcoming:
-    """The sampler of the DataLoader: the parts of the requests at hand."""
+    """The sampler of the DataLoader: the parts of a fetcher's requests, which it does not keep alive."""
 
-    parts: "Iterator[_Part]" = iter(())
+    def __init__(self, fetcher: WorkerFetcher):
+        self._fetcher = weakref.ref(fetcher)
 
-    def __iter__(self) -> "Iterator[_Part]":
-        return self.parts
+    def __iter__(self) -> "_Upcoming":
+        return self
+
+    def __next__(self) -> "_Part":
+        fetcher = self._fetcher()
+        return next(fetcher._upcoming if fetcher else iter(()))
 
 
 class _Part(NamedTuple):
@@ -210,11 +220,28 @@ class _SharedMemory:
         return self._batches[number % len(self._batches)]
 
 
+def _require_descriptors(workers: int) -> None:
+    """OSError if starting ``workers`` would run out of them, which the DataLoader does not clean up after."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # The ends of two pipes for each, and what all have in common.
+    if len(os.listdir("/proc/self/fd")) + 4 * workers + 20 > limit:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+
+def _end(running: "list[tuple[DataLoader, _SharedMemory]]") -> None:
+    """End the workers now: among garbage, where the DataLoader leaves it to its iterator, what tells them may
+    be gone already."""
+    while running:
+        iterator: Any = running.pop()[0]._iterator
+        if iterator is not None:
+            iterator._shutdown_workers()
+
+
 def _begin(worker: int) -> None:
     fork_server.started()
 
 
-def _as_it_is(failures: dict[int, str]) -> dict[int, str]:
+def _as_it_is(failures: Any) -> Any:
     return failures
 
 
