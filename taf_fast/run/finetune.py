@@ -55,6 +55,7 @@ from taf_fast.run.optim import build_optimizer, learning_rates, set_learning_rat
 from taf_fast.run.scanned import scanned
 from taf_fast.run.trackers import Trackers, require_trackers
 from taf_fast.run.values import FREE_ON_RESUME, Scope, quoted
+from taf_fast.run.waiting import Waiting
 from taf_fast.step import PlainStep, TAFStep
 
 # Means over the clips of each rank, which are averaged over ranks; everything else is summed.
@@ -202,6 +203,7 @@ class _Training:
         self.steps_done = self.epochs_validated = 0
         self.best: Best | None = None
         self.unsettled: _Unsettled | None = None
+        self.waiting = Waiting()
         self.progress: Progress | None = None
 
     def look_into_folder(self, resume: bool) -> None:
@@ -217,6 +219,7 @@ class _Training:
         self.batch_size = ranks.share(config.batch_size)
         torch.manual_seed(config.seed)
         self.device = ranks.own_device(config.device)
+        self.copying = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
 
         datasets = [read_dataset(config.data, split) for split in ("train", "validation")]
         if config.dataset not in (None, datasets[0].name):
@@ -338,6 +341,7 @@ class _Training:
             self.batch_size,
             train=train,
             seed=config.seed,
+            workers=config.workers,
             threads=config.threads,
             rank=ranks.rank(),
             world_size=ranks.count(),
@@ -406,6 +410,8 @@ class _Training:
                         )
                         return None
                 self._settle()
+                if (waited := self.waiting.end_epoch(config, self.loader)) is not None:
+                    progress.line(f"{self.folder.path.name} epoch {epoch + 1}/{config.epochs}: {waited}")
                 predictions = predict(self.trained, self.validation, self.device)
                 evaluation = score(predictions)
                 self._count_epoch(evaluation)
@@ -487,9 +493,7 @@ class _Training:
         """Train on a batch, then settle the step before: the host waits for that one alone, while the GPU
         computes this one."""
         started = time.perf_counter()
-        clips, labels = batch.clips, batch.labels
-        # Copies from pinned memory run while the host goes on.
-        clips, labels = (tensor.to(self.device, non_blocking=True) for tensor in (clips, labels))
+        clips, labels = self._on_device(batch)
         self.optimizer.zero_grad()
         try:
             with autocast(self.device, self.config.precision):
@@ -514,8 +518,24 @@ class _Training:
         self.steps_done += 1
         scalars = _Scalars(out | {"grad_norm": norm, "correct": correct}, self.device)
         self._settle()
-        about |= {"wait_seconds": batch.wait, "step_seconds": time.perf_counter() - started}
+        seconds = time.perf_counter() - started
+        self.waiting.add(batch.wait, seconds)
+        about |= {"wait_seconds": batch.wait, "step_seconds": seconds}
         self.unsettled = _Unsettled(self.steps_done, scalars, len(labels), about)
+
+    def _on_device(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The clips and labels of a batch, on a GPU copied from pinned memory while it computes the step
+        before, which the host does not wait for."""
+        if self.copying is None:
+            return batch.clips.to(self.device), batch.labels.to(self.device)
+        with torch.cuda.stream(self.copying):
+            clips = batch.clips.to(self.device, non_blocking=True)
+            labels = batch.labels.to(self.device, non_blocking=True)
+        computing = torch.cuda.current_stream(self.device)
+        computing.wait_stream(self.copying)
+        for tensor in (clips, labels):
+            tensor.record_stream(computing)  # or its memory would be given away too early
+        return clips, labels
 
     def _settle(self) -> dict[str, float]:
         """Log the last step, unless that was done, and return what was measured.
