@@ -207,27 +207,46 @@ def own_seed(seed: int) -> int:
     return seed if first() else int(np.random.SeedSequence([seed, rank()]).generate_state(1)[0])
 
 
-def share(batch_size: int) -> int:
-    """The number of clips per rank in a step of ``batch_size``; RunError if it is not divisible."""
-    if batch_size % count():
+def share(batch_size: int, parts: int = 1) -> int:
+    """The number of clips in each of ``parts`` parts of a rank's share in a step of ``batch_size``.
+
+    Raises:
+        RunError: the clips cannot be shared out evenly.
+    """
+    if batch_size % (count() * parts):
+        of_each = f" times the {parts} parts of each" if parts > 1 else ""
         raise RunError(
-            f"batch_size must be a multiple of {count()}, the ranks that share it, got {batch_size}"
+            f"batch_size must be a multiple of {count() * parts}, the ranks that share it{of_each}, "
+            f"got {batch_size}"
         )
-    return batch_size // count()
+    return batch_size // (count() * parts)
 
 
-def average_(tensors: list[Tensor]) -> None:
-    """Replace every tensor by its mean over ranks, in one exchange.
+def take_first(tensors: list[Tensor]) -> None:
+    """Replace every tensor by that of the first rank."""
+    if count() > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor, src=0)
+
+
+def start_averaging(tensors: list[Tensor]) -> Callable[[], None]:
+    """Begin to replace every tensor by its mean over ranks, in one exchange; what is returned waits for it.
 
     All ranks get the same bits. The tensors are on one device and have one dtype.
     """
-    if count() == 1:
-        return
+    if count() == 1 or not tensors:
+        return lambda: None
     flat = torch.cat([tensor.flatten() for tensor in tensors])
-    dist.all_reduce(flat)
-    flat /= count()
-    for tensor, mean in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
-        tensor.copy_(mean.view_as(tensor))
+    exchange = dist.all_reduce(flat, async_op=True)
+
+    def finish() -> None:
+        exchange.wait()
+        means = (flat / count()).split([tensor.numel() for tensor in tensors])
+        torch._foreach_copy_(
+            tensors, [mean.view_as(tensor) for tensor, mean in zip(tensors, means, strict=True)]
+        )
+
+    return finish
 
 
 def total(values: list[float]) -> list[float]:
@@ -273,9 +292,14 @@ def together() -> Iterator[None]:
             raise
         error = caught
     if anywhere(error is not None):
-        error = next(filter(None, _gather(error)))
-        error.known_to_all_ranks = True
-        raise error
+        raise first_error(error)
+
+
+def first_error(error: UserError | None) -> UserError:
+    """The first user error that any rank has, if at least one has one; for all of them to raise."""
+    found = next(filter(None, _gather(error)))
+    found.known_to_all_ranks = True
+    return found
 
 
 def _gather(value: T) -> list[T]:

@@ -3,12 +3,13 @@
 import contextlib
 import copy
 import dataclasses
+import functools
 import math
 import resource
 import statistics
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +26,7 @@ from taf_fast.data import (
     read_dataset,
     read_manifest,
 )
-from taf_fast.errors import ClassesError, OutputError, RunError, Stopped
+from taf_fast.errors import ClassesError, OutputError, RunError, Stopped, UserError
 from taf_fast.files import make_folder, write_atomically, write_json
 from taf_fast.measure.evaluate import Evaluation, Prediction, predict, score, write_predictions
 from taf_fast.models.dual_batch_norm import add_adversarial_bn, strip_adversarial_bn
@@ -52,6 +53,7 @@ from taf_fast.run.folder import RunFolder
 from taf_fast.run.metrics import MetricsLog
 from taf_fast.run.model import build_model, norm_of_single_values
 from taf_fast.run.optim import build_optimizer, learning_rates, set_learning_rate
+from taf_fast.run.reduction import ReducedStep
 from taf_fast.run.scanned import scanned
 from taf_fast.run.trackers import Trackers, require_trackers
 from taf_fast.run.values import FREE_ON_RESUME, Scope, quoted
@@ -166,6 +168,10 @@ def _crc(text: str) -> str:
     return f"{zlib.crc32(text.encode(errors='surrogatepass')):08x}"
 
 
+def _backward_of(share: float, loss: Tensor) -> None:
+    (loss if share == 1 else share * loss).backward()
+
+
 class _Scalars:
     """Scalars of a step by ``names``, those on ``device`` on their way to the host in one copy."""
 
@@ -182,7 +188,7 @@ class _Scalars:
 
 class _Unsettled(NamedTuple):
     """A step whose results have not been read yet: its number, scalars, clips of this rank, and what else to
-    log."""
+    log, in which ``step_seconds`` may grow."""
 
     step: int
     scalars: _Scalars
@@ -201,8 +207,11 @@ class _Training:
         self.locked = False
         self.steps_done = self.epochs_validated = 0
         self.best: Best | None = None
-        self.unsettled: _Unsettled | None = None
+        self.unsettled: list[_Unsettled] = []
+        self.measured: dict[str, float] = {}  # of the last step that was settled
         self.progress: Progress | None = None
+        self.stop: StopRequest | None = None
+        self.stopping = False
 
     def look_into_folder(self, resume: bool) -> None:
         """Refuse a folder in which the run cannot begin or go on, before any work."""
@@ -214,7 +223,8 @@ class _Training:
         config = self.config
         if ranks.first() and (doubt := config.doubt()) is not None:
             say(doubt)
-        self.batch_size = ranks.share(config.batch_size)
+        part = ranks.share(config.batch_size, config.accumulate)
+        self.batch_size = part * config.accumulate
         torch.manual_seed(config.seed)
         self.device = ranks.own_device(config.device)
 
@@ -228,22 +238,20 @@ class _Training:
         train, validation = ranks.from_first(lambda: self._scan(datasets))
         self.loader = self._loader(train, train=True)
         self.validation = self._loader(validation, train=False)
-        if min(self.batch_size, len(train.good) // ranks.count()) == 1:
+        if min(part, max(1, len(train.good) // ranks.count() // config.accumulate)) == 1:
             self._require_batches_of_one()
         if config.attack() is not None:
             add_adversarial_bn(self.model)
         channels_last(self.model.to(self.device)).train()
         self.optimizer = self._build_optimizer()
         self.average = None if config.ema is None else moving_average(self.model, config.ema)
-        self.running_statistics = [
-            buffer
-            for name, buffer in self.model.named_buffers()
-            if name.endswith(("running_mean", "running_var"))
-        ]
         if not ranks.first():  # the first draws the same numbers as a single process
             torch.manual_seed(ranks.own_seed(config.seed))
         self.generator = torch.Generator(self.device).manual_seed(ranks.own_seed(config.seed))
         self.step = self._build_step()
+        self.reduced = (
+            ReducedStep(self.step, self._statistics(), config.exchange) if ranks.count() > 1 else None
+        )
 
     def begin(self, resume: bool) -> None:
         """Take the folder, restore the state in it, and write the files with which a run begins."""
@@ -347,12 +355,17 @@ class _Training:
             view=config.view(),
         )
 
-    def _build_step(self) -> nn.Module:
+    def _build_step(self) -> PlainStep | TAFStep:
         config = self.config
         attack = config.attack()
         if attack is None:
             return PlainStep(self.model, config.compile, config.mixing())
         return TAFStep(self.model, attack, config.alpha, config.composition, config.compile)
+
+    def _statistics(self) -> list[Tensor]:
+        """The running statistics of all batch norms."""
+        ends = ("running_mean", "running_var")
+        return [buffer for name, buffer in self.model.named_buffers() if name.endswith(ends)]
 
     def try_out(self) -> DryRun:
         """The first step, which pays for allocations and compilation, and the same once more."""
@@ -364,7 +377,8 @@ class _Training:
         for _ in range(2):
             started = time.perf_counter()
             self._train_step(batch)
-            losses.append(self._settle()["loss"])
+            self._settle()
+            losses.append(self.measured["loss"])
             seconds = time.perf_counter() - started
         if self.device.type == "cuda":
             memory = torch.cuda.max_memory_reserved(self.device)
@@ -396,15 +410,12 @@ class _Training:
                     lr = next(rates)
                     set_learning_rate(self.optimizer, lr)
                     self._train_step(batch, epoch=epoch, lr=lr)
-                    # Signals reach ranks in different steps.
-                    stopping = ranks.anywhere(stop.requested)
-                    if stopping or self.steps_done % config.checkpoint_every == 0:
+                    if self.steps_done % config.checkpoint_every == 0:
                         self.save()
-                    if stopping:
-                        progress.line(
-                            f"stopped at step {self.steps_done}, its state is in {self.folder.state}"
-                        )
-                        return None
+                if self.stopping:
+                    self.save()
+                    progress.line(f"stopped at step {self.steps_done}, its state is in {self.folder.state}")
+                    return None
                 self._settle()
                 predictions = predict(self.trained, self.validation, self.device)
                 evaluation = score(predictions)
@@ -463,17 +474,31 @@ class _Training:
         save_weights(path, strip_adversarial_bn(copy.deepcopy(self.trained)), self.info)
 
     def _batches(self) -> Iterator[Batch]:
-        """The rest of the epoch. If one rank has no batch, all raise its error and keep their position."""
+        """The rest of the epoch, or until a rank is asked to stop. If one rank has no batch, all raise its
+        error. In both cases the position is that after the last batch.
+
+        Between two batches ranks have one exchange on the host, while a GPU computes the step before it.
+        """
         batches = iter(self.loader)
         while True:
-            iteration = self.loader.iteration
+            position = self.loader.epoch, self.loader.iteration
+            batch, error = None, None
             try:
-                with ranks.together():
-                    batch = next(batches, None)
-            except DataError:
-                self.loader.iteration = iteration
-                raise
-            if batch is None:
+                batch = next(batches, None)
+            except UserError as caught:
+                error = caught
+            started = time.perf_counter()
+            asked = self.stop is not None and self.stop.requested
+            # Signals reach ranks in different steps.
+            stopping, failing = self._settle(flags=(asked, error is not None), leave=1)
+            if self.unsettled:
+                self.unsettled[-1].about["step_seconds"] += time.perf_counter() - started
+            if stopping or failing:
+                self.loader.epoch, self.loader.iteration = position
+            if failing:
+                raise ranks.first_error(error)
+            self.stopping = stopping
+            if batch is None or stopping:
                 return
             yield batch
 
@@ -484,66 +509,91 @@ class _Training:
             self.trackers.add(line)
 
     def _train_step(self, batch: Batch, **about: float) -> None:
-        """Train on a batch, then settle the step before: the host waits for that one alone, while the GPU
-        computes this one."""
+        """Train on a batch. The host does not wait for the results: a GPU still computes."""
         started = time.perf_counter()
         clips, labels = batch.clips, batch.labels
+        if len(labels) < (parts := self.config.accumulate):
+            # Ranks meet in every part, so none may be empty.
+            again = torch.arange(parts) % len(labels)
+            clips, labels = clips[again], labels[again]
         # Copies from pinned memory run while the host goes on.
         clips, labels = (tensor.to(self.device, non_blocking=True) for tensor in (clips, labels))
-        self.optimizer.zero_grad()
+        (self.reduced or self.optimizer).zero_grad()
         try:
             with autocast(self.device, self.config.precision):
-                out = self.step.accumulate_grads(clips, labels, self.generator)
+                scalars = self._accumulate_grads(clips, labels)
         except SingleValueError:
             raise RunError(
                 f"step {self.steps_done + 1} has a single good clip, of which a batch norm of "
                 f"{self.config.model} gets a single value per channel, expected more: replace the bad clips, "
                 f"or choose a larger size than {self.config.size}"
             ) from None
-        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
-        ranks.average_(gradients + self.running_statistics)
         limit = self.config.clip_grad
         if limit:
             norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
         else:
-            norm = nn.utils.get_total_norm(gradients)
-        correct = (out.pop("logits").argmax(1) == labels).sum()
+            gradients = [parameter.grad for parameter in self.model.parameters()]
+            norm = nn.utils.get_total_norm([gradient for gradient in gradients if gradient is not None])
         self.optimizer.step()
         if self.average is not None:
             self.average.update_parameters(self.model)
         self.steps_done += 1
-        scalars = _Scalars(out | {"grad_norm": norm, "correct": correct}, self.device)
-        self._settle()
+        copied = _Scalars(scalars | {"grad_norm": norm}, self.device)
         about |= {"wait_seconds": batch.wait, "step_seconds": time.perf_counter() - started}
-        self.unsettled = _Unsettled(self.steps_done, scalars, len(labels), about)
+        self.unsettled.append(_Unsettled(self.steps_done, copied, len(labels), about))
 
-    def _settle(self) -> dict[str, float]:
-        """Log the last step, unless that was done, and return what was measured.
+    def _accumulate_grads(self, clips: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """The gradient of a batch over all ranks, part by part, each of which weighs as many clips as it has.
+        -> the scalars of the batch on this rank."""
+        parts, found = self.config.accumulate, {}
+        xs, ys = clips.tensor_split(parts), labels.tensor_split(parts)
+        for number, (x, y) in enumerate(zip(xs, ys, strict=True), 1):
+            share = len(y) / len(labels)
+            backward = functools.partial(_backward_of, share)
+            if self.reduced is None:
+                out = self.step.accumulate_grads(x, y, self.generator, backward)
+            else:
+                out = self.reduced.accumulate_grads(x, y, self.generator, backward, last=number == parts)
+            out["correct"] = (out.pop("logits").argmax(1) == y).sum()
+            for name, value in out.items():
+                value = value * share if name in _MEANS and parts > 1 else value
+                found[name] = found[name] + value if name in found else value
+        return found
 
-        RunError if its loss or gradient is not finite. By then this step has moved the weights, and perhaps
-        the next one has too: nothing is saved before all steps are settled.
+    def _settle(self, flags: Sequence[bool] = (), leave: int = 0) -> list[bool]:
+        """Log the steps that are not logged yet, without the last ``leave``; all ranks do so in one exchange.
+        -> whether any rank raises each of the ``flags``.
+
+        RunError if the loss or the gradient of one is not finite. By then it has moved the weights, and the
+        steps after it have too: nothing is saved before all steps are settled.
         """
-        if self.unsettled is None:
-            return {}
-        (step, scalars, clips, about), self.unsettled = self.unsettled, None
-        *values, count = ranks.total([*scalars.read(), clips])
+        due, self.unsettled = self.unsettled[: -leave or None], self.unsettled[-leave:] if leave else []
+        values = [float(flag) for flag in flags]
+        for step in due:
+            values += [*step.scalars.read(), step.clips]
+        totals = iter(ranks.total(values) if values else ())
+        raised = [next(totals) > 0 for _ in flags]
+        for step in due:
+            self._log_step(step, {name: next(totals) for name in step.scalars.names}, int(next(totals)))
+        return raised
+
+    def _log_step(self, of: _Unsettled, totals: dict[str, float], clips: int) -> None:
         measured = {
-            name: value / ranks.count() if name in _MEANS else value
-            for name, value in zip(scalars.names, values, strict=True)
+            name: value / ranks.count() if name in _MEANS else value for name, value in totals.items()
         }
         if not (math.isfinite(measured["loss"]) and math.isfinite(measured["grad_norm"])):
             raise RunError(
-                f"step {step}: loss {measured['loss']}, gradient norm {measured['grad_norm']}, "
+                f"step {of.step}: loss {measured['loss']}, gradient norm {measured['grad_norm']}, "
                 f"expected finite values; {self._kept()}"
             )
+        self.measured = measured
         if self.progress is None:  # a dry run
-            return measured
-        self._log(step, **about, **measured, clips=int(count))
+            return
+        self._log(of.step, **of.about, **measured, clips=clips)
         try:
-            self.progress.update(step, f"loss {measured['loss']:.3f}")
+            self.progress.update(of.step, f"loss {measured['loss']:.3f}")
         except OutputError:  # after the state is saved, the next line raises it again
             self.stop.requested = True
-        return measured
 
     def _kept(self) -> str:
         kept = self.progress is not None and self.folder.state.exists()

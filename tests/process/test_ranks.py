@@ -236,7 +236,7 @@ def uneven():
         if ranks.rank() == failing:
             {fault}
         os.write(1, b"waiting\\n")
-        ranks.average_([torch.ones(1000)])
+        ranks.start_averaging([torch.ones(1000)])()
 
 sys.argv = ["taf-fast", "uneven"]
 main()
