@@ -202,9 +202,11 @@ def own_device(name: str) -> torch.device:
     return device
 
 
-def own_seed(seed: int) -> int:
-    """A different seed for every rank; the first rank's is ``seed`` itself."""
-    return seed if first() else int(np.random.SeedSequence([seed, rank()]).generate_state(1)[0])
+def own_seed(seed: int, *moment: int) -> int:
+    """A different seed for every rank, and for every ``moment``; the first rank's without one is ``seed``."""
+    if first() and not moment:
+        return seed
+    return int(np.random.SeedSequence([seed, *moment, rank()]).generate_state(1)[0])
 
 
 def share(batch_size: int, parts: int = 1) -> int:

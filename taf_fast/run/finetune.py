@@ -11,7 +11,7 @@ import time
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -94,7 +94,9 @@ def finetune(config: FinetuneConfig, resume: bool = False, trust_checkpoint: boo
         config: without a checkpoint, training starts from random or ImageNet weights.
         resume: go on from the state in ``config.out``, if there is one. On the same machine, with as many
             threads and ranks, the result is bit for bit that of a run that was never interrupted, and that
-            had as many epochs from the start if there are more of them now.
+            had as many epochs from the start if there are more of them now. Another number of ranks, or of
+            parts (``accumulate``), takes the same clips in the same steps; batch norms then see other
+            groups of them, and generators are new ones.
         trust_checkpoint: run the code that a ``torch.save`` checkpoint may hold.
 
     Returns:
@@ -652,7 +654,7 @@ class _Training:
             "train": self.loader.state_dict(),
             "epochs_validated": self.epochs_validated,
             "best": None if self.best is None else dataclasses.asdict(self.best),
-            "ranks": ranks.count(),
+            "sharing": self._sharing(),
             "run": self._fingerprint(),
         }
         # The state counts on what comes before it, so that must outlast a power cut that the state outlasts.
@@ -673,14 +675,8 @@ class _Training:
             raise RunError(
                 f"{self.folder.state} is the state of another run, which differs in {', '.join(changed)}"
             )
-        if (earlier := position["ranks"]) != ranks.count():
-            raise RunError(
-                f"{self.folder.path} cannot be resumed: it has {earlier} ranks, now {ranks.count()}"
-            )
         if moved and ranks.first():
             say(f"the data set was in {there['data']}, now it is in {now['data']}")
-        for name, generator in self._generators().items():
-            generator.set_state(states[name])
         self.steps_done, self.epochs_validated = position["step"], position["epochs_validated"]
         if self.epochs_validated > self.config.epochs:
             raise RunError(
@@ -693,8 +689,33 @@ class _Training:
             self.loader.load_state_dict(position["train"])
         except ValueError as error:
             raise RunError(f"{self.folder.path} cannot be resumed: {error}") from None
+        self._restore_sharing(position, states)
         lines, checksum = position["metrics"]
         return lines, checksum
+
+    def _sharing(self) -> dict[str, Any]:
+        """How ranks share a step, by names."""
+        values = {name: getattr(self.config, name) for name in sorted(names_of(Scope.SHARING))}
+        return {"ranks": ranks.count()} | values
+
+    def _restore_sharing(self, position: dict, states: dict[str, Tensor]) -> None:
+        """Put the generators back in place; with another number of ranks, each gets new ones."""
+        now = self._sharing()
+        # States of earlier versions know the number of ranks alone.
+        there = position.get("sharing", now | {"ranks": position.get("ranks")})
+        changed = [name for name in now if now[name] != there[name]]
+        if changed and ranks.first():
+            texts = [f"{name} {there[name]} before, {now[name]} now" for name in changed]
+            say(
+                f"{'; '.join(texts)}: from step {self.steps_done + 1} on, the same clips and learning rates, "
+                "but not bit for bit the same run"
+            )
+        for name, generator in self._generators().items():
+            if "ranks" not in changed:
+                generator.set_state(states[name])
+            else:
+                moment = self.loader.epoch, self.steps_done
+                generator.manual_seed(ranks.own_seed(self.config.seed, *moment))
 
     def _finish(self, predictions: list[Prediction]) -> Result:
         self._save_weights(self.folder.weights)
