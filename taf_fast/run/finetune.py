@@ -24,7 +24,6 @@ from taf_fast.data import (
     Manifest,
     VideoDataset,
     read_dataset,
-    read_manifest,
 )
 from taf_fast.errors import ClassesError, OutputError, RunError, Stopped, UserError
 from taf_fast.files import make_folder, write_atomically, write_json
@@ -47,16 +46,16 @@ from taf_fast.run.checkpoint import (
     save_state,
     save_weights,
 )
-from taf_fast.run.config import FinetuneConfig, absolute, names_of
+from taf_fast.run.config import FIELDS, FinetuneConfig, absolute, hint_of, names_of
 from taf_fast.run.environment import environment
 from taf_fast.run.folder import RunFolder
 from taf_fast.run.metrics import MetricsLog
 from taf_fast.run.model import build_model, norm_of_single_values
 from taf_fast.run.optim import build_optimizer, learning_rates, set_learning_rate
 from taf_fast.run.reduction import ReducedStep
-from taf_fast.run.scanned import scanned
+from taf_fast.run.scanned import scanned_by_first
 from taf_fast.run.trackers import Trackers, require_trackers
-from taf_fast.run.values import FREE_ON_RESUME, Scope, quoted
+from taf_fast.run.values import FREE_ON_RESUME, Scope, kinds, quoted
 from taf_fast.step import PlainStep, TAFStep
 
 # Means over the clips of each rank, which are averaged over ranks; everything else is summed.
@@ -198,6 +197,21 @@ class _Unsettled(NamedTuple):
     about: dict[str, float]
 
 
+def _require_equal_values(config: FinetuneConfig) -> None:
+    """Raise RunError, on all ranks, if one was started with other values than the first. Each machine may
+    have its own files and threads."""
+    free = {"threads"} | {name for name in FIELDS if Path in kinds(hint_of(name))}
+    values = {name: getattr(config, name) for name in FIELDS if name not in free}
+    first = ranks.from_first(lambda: (ranks.place(), values))
+    with ranks.together():
+        for name, value in values.items():
+            if value != first[1][name]:
+                raise RunError(
+                    f"{name} must be equal on all ranks: {quoted(value)} for {ranks.place()}, "
+                    f"{quoted(first[1][name])} for {first[0]}"
+                )
+
+
 class _Training:
     """A run in progress on this rank."""
 
@@ -223,6 +237,7 @@ class _Training:
     def build(self, trust_checkpoint: bool) -> None:
         """Make the data loaders, the model, the optimiser and the step."""
         config = self.config
+        _require_equal_values(config)
         if ranks.first() and (doubt := config.doubt()) is not None:
             say(doubt)
         part = ranks.share(config.batch_size, config.accumulate)
@@ -237,7 +252,8 @@ class _Training:
         self.info = ModelInfo(
             config.model, datasets[0].classes, config.num_segments, config.size, self.model.options
         )
-        train, validation = ranks.from_first(lambda: self._scan(datasets))
+        # A bad validation clip is to be found before the first epoch; bad training clips are replaced.
+        train, validation = scanned_by_first(datasets, config.manifest, [True, False])
         self.loader = self._loader(train, train=True)
         self.validation = self._loader(validation, train=False)
         if min(part, max(1, len(train.good) // ranks.count() // config.accumulate)) == 1:
@@ -260,10 +276,15 @@ class _Training:
         # Nothing is written before the run is known to work and all ranks have looked into the folder.
         self.metrics = MetricsLog(self.folder.metrics)
         ranks.from_first(lambda: self._take_folder(resume, make=True))
-        lines, checksum = self._restore() if self.folder.state.exists() else (0, 0)
-        ranks.from_first(lambda: self._begin(lines, checksum))
+        # The folder may be on the first rank's machine alone.
+        begun = ranks.from_first(self.folder.state.exists)
+        lines, checksum = self._restore() if begun else (0, 0)
+        places = ranks.places()
+        if places.count(" on ") > 1 and ranks.first():
+            say(places)
+        ranks.from_first(lambda: self._begin(lines, checksum, places))
 
-    def _begin(self, lines: int, checksum: int) -> None:
+    def _begin(self, lines: int, checksum: int, places: str) -> None:
         """Write the files with which a run begins. What a kill leaves without a configuration is no run."""
         begun = self.folder.exists()
         if begun:  # if its files do not fit, it keeps the configuration that it has
@@ -278,7 +299,8 @@ class _Training:
         if self.steps_done:
             with contextlib.suppress(RunError):  # without this file the run goes on all the same
                 earlier = self.folder.read_environment()
-        found = environment(self.device, self._data_lines(), earlier)
+        about = self._data_lines() | {"processes": places}
+        found = environment(self.device, about, earlier)
         write_json(self.folder.environment, found, indent=1)
         if not begun:
             self.metrics.rewind(lines, checksum)
@@ -333,11 +355,6 @@ class _Training:
             return build_optimizer(self.model, self.config)
         except ValueError as error:
             raise RunError(f"{self.config.model}: {error}") from None
-
-    def _scan(self, datasets: list[VideoDataset]) -> list[Manifest]:
-        known = read_manifest(self.config.data, self.config.manifest)
-        # A bad validation clip is to be found before the first epoch; bad training clips are replaced.
-        return [scanned(dataset, known, quick=dataset.split == "train") for dataset in datasets]
 
     def _loader(self, manifest: Manifest, train: bool) -> ClipLoader:
         config = self.config
@@ -663,10 +680,8 @@ class _Training:
         write_json(self.folder.quarantine, quarantined, indent=1)
         save_state(self.folder.state, self.model, self.optimizer, states, position, self.average)
 
-    def _restore(self) -> tuple[int, int]:
-        """Put the saved state back in place; returns the number and the checksum of the lines of the metrics
-        that it counts on."""
-        position, states = load_state(self.folder.state, self.model, self.optimizer, self.average)
+    def _require_same_run(self, position: dict) -> None:
+        """Raise RunError if a saved state is that of other values or data."""
         now, there = self._fingerprint(), position["run"]
         moved = now["data"] != there.get("data")
         changed = [name for name in now if now[name] != there.get(name)]
@@ -675,8 +690,14 @@ class _Training:
             raise RunError(
                 f"{self.folder.state} is the state of another run, which differs in {', '.join(changed)}"
             )
-        if moved and ranks.first():
+        if moved:
             say(f"the data set was in {there['data']}, now it is in {now['data']}")
+
+    def _restore(self) -> tuple[int, int]:
+        """Put the saved state back in place; returns the number and the checksum of the lines of the metrics
+        that it counts on."""
+        position, states = load_state(self.folder.state, self.model, self.optimizer, self.average)
+        ranks.from_first(lambda: self._require_same_run(position))
         self.steps_done, self.epochs_validated = position["step"], position["epochs_validated"]
         if self.epochs_validated > self.config.epochs:
             raise RunError(

@@ -8,7 +8,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from rank_processes import SECONDS, children, steps_of, wait_for_steps
+from rank_processes import SECONDS, children, free_port, steps_of, wait_for_steps
 from run_command import error_of, finetune_arguments, output_of
 from safetensors.torch import load_file
 
@@ -58,16 +58,25 @@ def require_every_clip_once_an_epoch(dataset, record, epochs):
 
 
 @pytest.mark.slow
-def test_goes_on_by_itself_after_a_kill_and_then_on_one_rank(dataset, launch, tmp_path, capsys, monkeypatch):
+def test_goes_on_by_itself_with_the_ranks_that_are_left(dataset, launch, tmp_path, capsys, monkeypatch):
+    """Two machines, as torchrun sees them, of which the second is lost."""
     script, record, out = tmp_path / "recorded.py", tmp_path / "record", tmp_path / "run"
     script.write_text(RECORDED)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    arguments = [*finetune_arguments(dataset, out, **RUN), "--resume"]
-    process = launch([*torchrun, "--max-restarts=1", str(script), *arguments], RECORD=str(record))
-    wait_for_steps(out, process, 3)
-    os.kill(children(process)[1], signal.SIGKILL)
-    printed, errors = process.communicate(timeout=SECONDS)
-    assert process.returncode == 0, errors
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=1:2", "--nproc-per-node=1"]
+    torchrun += ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}", "--rdzv-id=elastic"]
+    torchrun += ["--max-restarts=3"]
+    seconds = "last_call_timeout=3,keep_alive_interval=1,keep_alive_max_attempt=8"
+    command = [str(script), *finetune_arguments(dataset, out, **RUN), "--resume"]
+    first, second = (
+        launch([*torchrun, f"--rdzv-conf=is_host={host},{seconds}", *command], RECORD=str(record))
+        for host in (1, 0)
+    )
+    wait_for_steps(out, first, 3)
+    for pid in (second.pid, *children(second)):
+        os.kill(pid, signal.SIGKILL)
+    printed, errors = first.communicate(timeout=SECONDS)
+    assert first.returncode == 0, errors
+    assert "ranks 2 before, 1 now: from step" in printed
     assert [line["step"] for line in steps_of(out)] == list(range(1, 13))
     assert {line["clips"] for line in steps_of(out)} == {4}
     require_every_clip_once_an_epoch(dataset, record, epochs=2)

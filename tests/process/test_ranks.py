@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import sys
 import time
 from importlib.util import find_spec
@@ -174,6 +175,10 @@ def test_the_group_ends_with_the_command(launch):
     assert [process.communicate(timeout=SECONDS) for process in processes] == [("left: 1", "")] * 2
 
 
+def place(rank):
+    return f"rank {rank} of 2 on {socket.gethostname()}"
+
+
 # One rank fails, the other waits for it. The command is one exchange.
 UNEVEN = """
 import datetime, os, signal, sys
@@ -227,9 +232,10 @@ def test_another_error_of_one_rank_ends_both(uneven, failing):
     failed, waited = uneven(failing, "{}['key']")
     traceback, errors = (process.communicate(timeout=SECONDS)[1] for process in (failed, waited))
     assert (failed.returncode, waited.returncode) == (1, 2)
-    assert "Traceback" in traceback and traceback.endswith("KeyError: 'key'\n")
+    assert traceback.splitlines()[:2] == [f"{place(failing)}:", "Traceback (most recent call last):"]
+    assert traceback.endswith("KeyError: 'key'\n")
     # The first rank speaks for all; the second one's traceback is not hidden behind it.
-    assert errors == (f"error: rank {failing} of 2 ended with KeyError('key')\n" if failing else "")
+    assert errors == (f"error: {place(failing)} ended with KeyError('key')\n" if failing else "")
 
 
 @pytest.mark.slow
@@ -239,7 +245,7 @@ def test_a_lost_rank_ends_the_other(uneven, failing):
     assert killed.wait(timeout=SECONDS) == -signal.SIGKILL
     *noise, message = waited.communicate(timeout=SECONDS)[1].splitlines()
     assert waited.returncode == 2 and not any("error: " in line for line in noise)
-    assert message.startswith(f"error: rank {1 - failing} of 2 waited for another, which has ended or not")
+    assert message.startswith(f"error: {place(1 - failing)} waited for another, which has ended or not")
     assert re.search("Connection (closed|reset) by peer", message)
 
 
@@ -254,7 +260,7 @@ def test_waiting_has_an_end(uneven, failing):
     stopped.send_signal(number)
     errors = stopped.communicate(timeout=SECONDS)[1]
     assert stopped.returncode == 128 + number
-    assert errors == f"error: {number.name}, and no answer of the other ranks for 2 s: nothing was saved\n"
+    assert errors == f"error: {place(1 - failing)}: {number.name}, and no answer for 2 s: nothing was saved\n"
     errors = waited.communicate(timeout=SECONDS)[1]
     assert waited.returncode == 2 and errors.count("error: ") == 1, errors
     assert "not answered for 0.25 minutes: Timed out" in errors
@@ -304,6 +310,63 @@ def test_the_state_is_of_all_ranks(finished):
     state = load_file(finished[0] / "state.safetensors")
     for name in ("cpu", "attack"):
         assert not torch.equal(state[f"generator.{name}"], state[f"generator.{name}.rank1"])
+
+
+# A rank has an error after its clean backward, while the other goes on into the exchanges of the step.
+MID_STEP = """
+import sys
+from taf_fast import TAFStep
+from taf_fast.cli import main
+from taf_fast.errors import DataError
+from taf_fast.process import ranks
+
+adversarial_pass, calls = TAFStep._adversarial_pass, []
+
+def failing(self, *arguments):
+    calls.append(0)
+    if len(calls) == 3 and ranks.rank() == 1:
+        raise DataError("clip 7 is bad")
+    return adversarial_pass(self, *arguments)
+
+TAFStep._adversarial_pass = failing
+main()
+"""
+
+
+@pytest.mark.slow
+def test_a_user_error_in_mid_step_ends_all(dataset, launch, tmp_path):
+    arguments, group = finetune_arguments(dataset, tmp_path / "run", **RUN), rendezvous()
+    both = [
+        launch([sys.executable, "-c", MID_STEP, *arguments], RANK=str(rank), LOCAL_RANK=str(rank), **group)
+        for rank in (0, 1)
+    ]
+    errors = [process.communicate(timeout=SECONDS)[1] for process in both]
+    assert [process.returncode for process in both] == [2, 2] and errors == ["error: clip 7 is bad\n", ""]
+    assert (tmp_path / "run" / "state.safetensors").exists()  # of the second step
+
+
+@pytest.mark.slow
+def test_machines_with_folders_of_their_own(dataset, finished, launch, tmp_path):
+    """The second one has its data elsewhere and no folder of the run, whose end is computed again."""
+    out, group = shutil.copytree(finished[0], tmp_path / "first"), rendezvous()
+    for name in ("model.safetensors", "result.json"):
+        (out / name).unlink()
+    elsewhere = shutil.copytree(dataset, tmp_path / "data")
+    folders = [(dataset, out), (elsewhere, tmp_path / "second")]
+    both = [
+        launch(
+            [*command(*finetune_arguments(*folders[rank], **RUN)), "--resume"],
+            RANK=str(rank),
+            LOCAL_RANK="0",
+            **group,
+        )
+        for rank in (0, 1)
+    ]
+    errors = [process.communicate(timeout=SECONDS)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], errors
+    name = "model.safetensors"
+    assert (out / name).read_bytes() == (finished[0] / name).read_bytes()
+    assert not folders[1][1].exists()
 
 
 @pytest.mark.slow
