@@ -56,7 +56,7 @@ from taf_fast.run.reduction import ReducedStep
 from taf_fast.run.scanned import scanned_by_first
 from taf_fast.run.trackers import Trackers, require_trackers
 from taf_fast.run.values import FREE_ON_RESUME, Scope, kinds, quoted
-from taf_fast.step import PlainStep, TAFStep
+from taf_fast.step import PlainStep, StepOutput, TAFStep
 
 # Means over the clips of each rank, which are averaged over ranks; everything else is summed.
 _MEANS = {"loss", "clean_loss", "adv_loss", "grad_norm"}
@@ -564,17 +564,19 @@ class _Training:
     def _accumulate_grads(self, clips: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """The gradient of a batch over all ranks, part by part, each of which weighs as many clips as it has.
         -> the scalars of the batch on this rank."""
-        parts, found = self.config.accumulate, {}
+        parts, found = self.config.accumulate, dict[str, Tensor]()
         xs, ys = clips.tensor_split(parts), labels.tensor_split(parts)
         for number, (x, y) in enumerate(zip(xs, ys, strict=True), 1):
             share = len(y) / len(labels)
             backward = functools.partial(_backward_of, share)
+            out: StepOutput
             if self.reduced is None:
                 out = self.step.accumulate_grads(x, y, self.generator, backward)
             else:
                 out = self.reduced.accumulate_grads(x, y, self.generator, backward, last=number == parts)
-            out["correct"] = (out.pop("logits").argmax(1) == y).sum()
-            for name, value in out.items():
+            scalars: dict[str, Any] = {**out}
+            scalars["correct"] = (scalars.pop("logits").argmax(1) == y).sum()
+            for name, value in scalars.items():
                 value = value * share if name in _MEANS and parts > 1 else value
                 found[name] = found[name] + value if name in found else value
         return found
@@ -606,7 +608,7 @@ class _Training:
                 f"expected finite values; {self._kept()}"
             )
         self.measured = measured
-        if self.progress is None:  # a dry run
+        if self.progress is None or self.stop is None:  # a dry run
             return
         self._log(of.step, **of.about, **measured, clips=clips)
         try:
