@@ -334,7 +334,7 @@ class _Training:
 
     def _loader(self, manifest: Manifest, train: bool) -> ClipLoader:
         config = self.config
-        return ClipLoader(
+        loader = ClipLoader(
             manifest,
             config.num_segments,
             config.size,
@@ -350,6 +350,8 @@ class _Training:
             quarantine_limit=config.quarantine_limit,
             view=config.view(),
         )
+        self.stack.callback(loader.close)
+        return loader
 
     def _build_step(self) -> nn.Module:
         config = self.config
