@@ -361,7 +361,7 @@ class _Training:
 
     def _loader(self, manifest: Manifest, train: bool) -> ClipLoader:
         config = self.config
-        return ClipLoader(
+        loader = ClipLoader(
             manifest,
             config.num_segments,
             config.size,
@@ -377,6 +377,8 @@ class _Training:
             quarantine_limit=config.quarantine_limit,
             view=config.view(),
         )
+        self.stack.callback(loader.close)
+        return loader
 
     def _build_step(self) -> PlainStep | TAFStep:
         config = self.config
