@@ -14,6 +14,7 @@ from taf_fast.augment import ALL_ROWS, Augment, CleanForward, Mixing, Rows
 from taf_fast.augment.base import require_labels
 from taf_fast.augment.batch_statistics import single_values_named
 from taf_fast.augment.model_state import StateBefore
+from taf_fast.augment.replay_graph import ReplayGraphs
 from taf_fast.models.batch_counts import counted_at_once
 from taf_fast.models.contract import ForwardOutput, ModelView, view_of
 from taf_fast.models.dual_batch_norm import (
@@ -172,6 +173,7 @@ class TAFStep(nn.Module):
         self._same_now: tuple[tuple[type, ...], bool] | None = None
         self._view = view_of(model)
         self._clean = _Engine(self._view, compile)
+        self._graphs = ReplayGraphs() if compile else None
         # The number of attacked clips changes from step to step: one graph serves them all.
         self._adversarial = _Engine(self._view, compile, any_batch=True)
 
@@ -305,7 +307,7 @@ class TAFStep(nn.Module):
         # Recording surrounds what is compiled: within it, a model that breaks the graph would lose it.
         with clean_path(self.model), self.augment.recording(self.model) as recording, single_values_named():
             outputs = self._clean(x)
-        return outputs, CleanForward(recording, outputs.stages)
+        return outputs, CleanForward(recording, outputs.stages, self._graphs)
 
     def _adversarial_pass(
         self,

@@ -358,6 +358,21 @@ class FinetuneConfig:
         panel=TRAINING,
         choices=PRECISIONS,
     )
+    accumulate: int = value(
+        1,
+        help="Parts in which each process computes its clips of a step, one after another: less memory for "
+        "the same batch size; batch norms see the clips of a part.",
+        panel=MACHINE,
+        scope=Scope.SHARING,
+        rule=at_least(1),
+    )
+    exchange: str = value(
+        "float32",
+        help="Precision in which processes exchange gradients: float32, or bfloat16 for half the traffic.",
+        panel=MACHINE,
+        scope=Scope.SHARING,
+        choices=PRECISIONS,
+    )
     decoder: str = value(
         "pyav",
         help="Video decoder: pyav, dali or, on a GPU, mixed.",

@@ -17,7 +17,6 @@ from taf_fast.data import (
     TrainingView,
     VideoDataset,
     read_dataset,
-    read_manifest,
 )
 from taf_fast.data.views.sampling import val_frames
 from taf_fast.errors import DataError
@@ -27,7 +26,7 @@ from taf_fast.run.checkpoint import read_info, weights_file
 from taf_fast.run.config import FIELDS, FinetuneConfig, hint_of
 from taf_fast.run.model import build_model
 from taf_fast.run.recipes import official_sampling
-from taf_fast.run.scanned import scanned
+from taf_fast.run.scanned import scanned_by_first
 from taf_fast.run.trained_input import say_if_input_differs
 from taf_fast.run.values import check, declaration, wrong
 
@@ -114,7 +113,7 @@ def open_trained(
             class_order=class_order,
             trust_checkpoint=trust_checkpoint,
         )
-    videos = ranks.from_first(lambda: scanned(dataset, read_manifest(data, manifest), quick=True))
+    (videos,) = scanned_by_first([dataset], manifest, [True])
     device = ranks.own_device(str(device))
     loader = ClipLoader(
         videos,
