@@ -159,6 +159,7 @@ def test_signals_that_ask_the_command_to_stop_do_not_end_its_workers(clean):
     next(iter(loading))
     started = set(workers()) - set(before)
     for process in started:
+        assert os.getpgid(process) == process  # signals to the group of the command do not reach it
         os.kill(process, signal.SIGINT)
         os.kill(process, signal.SIGHUP)
     list(loading)
