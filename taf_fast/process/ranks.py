@@ -125,7 +125,8 @@ def _common_end(store: dist.Store, error: BaseException) -> BaseException:
     thread.start()
     thread.join(_END_SECONDS)
     if not isinstance(error, UserError) and not waited:
-        sys.__stderr__ and print(f"{own_place}:", file=sys.__stderr__)  # a traceback follows
+        with contextlib.suppress(OSError):
+            os.write(2, f"{own_place}:\n".encode(errors="backslashreplace"))  # a traceback follows
         return error
     if not first_told or (waited and first_told == [told]):
         return common  # on every such rank: the first may be the one that is lost

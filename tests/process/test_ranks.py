@@ -232,7 +232,7 @@ def test_another_error_of_one_rank_ends_both(uneven, failing):
     failed, waited = uneven(failing, "{}['key']")
     traceback, errors = (process.communicate(timeout=SECONDS)[1] for process in (failed, waited))
     assert (failed.returncode, waited.returncode) == (1, 2)
-    assert traceback.splitlines()[:2] == [f"{place(failing)}:", "Traceback (most recent call last):"]
+    assert f"{place(failing)}:\n" in traceback and "Traceback" in traceback
     assert traceback.endswith("KeyError: 'key'\n")
     # The first rank speaks for all; the second one's traceback is not hidden behind it.
     assert errors == (f"error: {place(failing)} ended with KeyError('key')\n" if failing else "")
