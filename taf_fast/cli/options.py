@@ -86,7 +86,8 @@ ClassOrder = Annotated[str | None, option("class_order")]
 ManifestOption = Annotated[Path | None, option("manifest")]
 Device = Annotated[str | None, option("device")]
 Compile = Annotated[bool | None, option("compile")]
-Threads = Annotated[int, option("threads")]
+Workers = Annotated[int | None, option("workers")]
+Threads = Annotated[int | None, option("threads")]
 QuarantineLimit = Annotated[float, option("quarantine_limit")]
 Trust = Annotated[
     bool,
@@ -169,7 +170,8 @@ class TrainedOptions:
     class_order: ClassOrder = None
     manifest: ManifestOption = None
     device: Device = None
-    threads: Threads = 2
+    workers: Workers = None
+    threads: Threads = None
     quarantine_limit: QuarantineLimit = 0.1
     trust_checkpoint: Trust = False
 

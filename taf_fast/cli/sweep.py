@@ -13,7 +13,7 @@ from taf_fast.run.recipes import packaged
 
 _OPTIONS = (
     *("data", "checkpoint", "class_order", "manifest", "quarantine_limit"),
-    *("device", "compile", "decoder", "threads"),
+    *("device", "compile", "decoder", "workers", "threads"),
 )
 
 

@@ -67,8 +67,8 @@ class FinetuneConfig:
     :class:`taf_fast.AdvPropAugment`; "mixup", "cutmix", "framemixup" and "cubemixup" are
     :class:`taf_fast.augment.Mixing`. Options of an augmentation that are not fields here keep its defaults.
     ``alpha`` and ``composition`` are those of :class:`taf_fast.TAFStep`; ``sampling``, ``crop``, ``flip``,
-    ``swap`` and ``colour`` those of :class:`taf_fast.data.TrainingView`; ``decoder`` is that of
-    :class:`taf_fast.data.ClipLoader`.
+    ``swap`` and ``colour`` those of :class:`taf_fast.data.TrainingView`; ``decoder``, ``workers`` and
+    ``threads`` those of :class:`taf_fast.data.ClipLoader`.
 
     Towards ``quarantine_limit`` each rank counts its own bad clips and those that the other ranks had found
     when the state was last saved.
@@ -380,8 +380,21 @@ class FinetuneConfig:
         scope=Scope.MACHINE,
         choices=("pyav", "dali", "mixed"),
     )
-    threads: int = value(
-        2, help="Decoding threads per process.", panel=MACHINE, scope=Scope.NEUTRAL, rule=between(1, 1024)
+    workers: int | None = value(
+        None,
+        help="Processes that decode clips, for each process of the run; dali and mixed take as many threads.",
+        panel=MACHINE,
+        scope=Scope.NEUTRAL,
+        rule=between(1, 1024),
+        shown="the CPUs that the process may use; none for fewer than 256 clips",
+    )
+    threads: int | None = value(
+        None,
+        help="Threads of the process itself that decode clips, instead of --workers.",
+        panel=MACHINE,
+        scope=Scope.NEUTRAL,
+        rule=between(1, 1024),
+        shown="none",
     )
     checkpoint_every: int = value(
         200, help="Steps between two saved states.", panel=RUN, scope=Scope.NEUTRAL, rule=at_least(1)
@@ -437,6 +450,8 @@ class FinetuneConfig:
             raise wrong("patience", "none without keep_best, which names the score", self.patience)
         if self.decoder == "mixed" and not self.device.startswith("cuda"):
             raise wrong("decoder", f"pyav or dali on device {self.device}", self.decoder)
+        if self.workers is not None and self.threads is not None:
+            raise wrong("workers", f"none with threads = {self.threads}", self.workers)
         if self.num_frames is not None and self.num_frames > self.num_segments:
             raise wrong("num_frames", f"at most num_segments = {self.num_segments}", self.num_frames)
         try:

@@ -56,6 +56,7 @@ from taf_fast.run.reduction import ReducedStep
 from taf_fast.run.scanned import scanned_by_first
 from taf_fast.run.trackers import Trackers, require_trackers
 from taf_fast.run.values import FREE_ON_RESUME, Scope, kinds, quoted
+from taf_fast.run.waiting import Waiting
 from taf_fast.step import PlainStep, StepOutput, TAFStep
 
 # Means over the clips of each rank, which are averaged over ranks; everything else is summed.
@@ -200,7 +201,7 @@ class _Unsettled(NamedTuple):
 def _require_equal_values(config: FinetuneConfig) -> None:
     """Raise RunError, on all ranks, if one was started with other values than the first. Each machine may
     have its own files and threads."""
-    free = {"threads"} | {name for name in FIELDS if Path in kinds(hint_of(name))}
+    free = {"threads", "workers"} | {name for name in FIELDS if Path in kinds(hint_of(name))}
     values = {name: getattr(config, name) for name in FIELDS if name not in free}
     first = ranks.from_first(lambda: (ranks.place(), values))
     with ranks.together():
@@ -225,6 +226,7 @@ class _Training:
         self.best: Best | None = None
         self.unsettled: list[_Unsettled] = []
         self.measured: dict[str, float] = {}  # of the last step that was settled
+        self.waiting = Waiting()
         self.progress: Progress | None = None
         self.stop: StopRequest | None = None
         self.stopping = False
@@ -244,6 +246,7 @@ class _Training:
         self.batch_size = part * config.accumulate
         torch.manual_seed(config.seed)
         self.device = ranks.own_device(config.device)
+        self.copying = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
 
         datasets = [read_dataset(config.data, split) for split in ("train", "validation")]
         if config.dataset not in (None, datasets[0].name):
@@ -365,6 +368,7 @@ class _Training:
             self.batch_size,
             train=train,
             seed=config.seed,
+            workers=config.workers,
             threads=config.threads,
             rank=ranks.rank(),
             world_size=ranks.count(),
@@ -436,6 +440,8 @@ class _Training:
                     progress.line(f"stopped at step {self.steps_done}, its state is in {self.folder.state}")
                     return None
                 self._settle()
+                if (waited := self.waiting.end_epoch(config, self.loader)) is not None:
+                    progress.line(f"{self.folder.path.name} epoch {epoch + 1}/{config.epochs}: {waited}")
                 predictions = predict(self.trained, self.validation, self.device)
                 evaluation = score(predictions)
                 self._count_epoch(evaluation)
@@ -535,8 +541,7 @@ class _Training:
             # Ranks meet in every part, so none may be empty.
             again = torch.arange(parts) % len(labels)
             clips, labels = clips[again], labels[again]
-        # Copies from pinned memory run while the host goes on.
-        clips, labels = (tensor.to(self.device, non_blocking=True) for tensor in (clips, labels))
+        clips, labels = self._on_device(clips, labels)
         (self.reduced or self.optimizer).zero_grad()
         try:
             with autocast(self.device, self.config.precision):
@@ -581,6 +586,20 @@ class _Training:
                 found[name] = found[name] + value if name in found else value
         return found
 
+    def _on_device(self, clips: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The clips and labels of a batch, on a GPU copied from pinned memory while it computes the step
+        before, which the host does not wait for."""
+        if self.copying is None:
+            return clips.to(self.device), labels.to(self.device)
+        with torch.cuda.stream(self.copying):
+            clips = clips.to(self.device, non_blocking=True)
+            labels = labels.to(self.device, non_blocking=True)
+        computing = torch.cuda.current_stream(self.device)
+        computing.wait_stream(self.copying)
+        for tensor in (clips, labels):
+            tensor.record_stream(computing)  # or its memory would be given away too early
+        return clips, labels
+
     def _settle(self, flags: Sequence[bool] = (), leave: int = 0) -> list[bool]:
         """Log the steps that are not logged yet, without the last ``leave``; all ranks do so in one exchange.
         -> whether any rank raises each of the ``flags``.
@@ -610,6 +629,7 @@ class _Training:
         self.measured = measured
         if self.progress is None or self.stop is None:  # a dry run
             return
+        self.waiting.add(of.about["wait_seconds"], of.about["step_seconds"])
         self._log(of.step, **of.about, **measured, clips=clips)
         try:
             self.progress.update(of.step, f"loss {measured['loss']:.3f}")
