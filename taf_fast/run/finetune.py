@@ -536,12 +536,11 @@ class _Training:
     def _train_step(self, batch: Batch, **about: float) -> None:
         """Train on a batch. The host does not wait for the results: a GPU still computes."""
         started = time.perf_counter()
-        clips, labels = batch.clips, batch.labels
+        clips, labels = self._on_device(batch)
         if len(labels) < (parts := self.config.accumulate):
             # Ranks meet in every part, so none may be empty.
-            again = torch.arange(parts) % len(labels)
+            again = torch.arange(parts, device=self.device) % len(labels)
             clips, labels = clips[again], labels[again]
-        clips, labels = self._on_device(clips, labels)
         (self.reduced or self.optimizer).zero_grad()
         try:
             with autocast(self.device, self.config.precision):
@@ -566,6 +565,20 @@ class _Training:
         about |= {"wait_seconds": batch.wait, "step_seconds": time.perf_counter() - started}
         self.unsettled.append(_Unsettled(self.steps_done, copied, len(labels), about))
 
+    def _on_device(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The clips and labels of a batch, on a GPU copied from pinned memory while it computes the step
+        before, which the host does not wait for."""
+        if self.copying is None:
+            return batch.clips.to(self.device), batch.labels.to(self.device)
+        with torch.cuda.stream(self.copying):
+            clips = batch.clips.to(self.device, non_blocking=True)
+            labels = batch.labels.to(self.device, non_blocking=True)
+        computing = torch.cuda.current_stream(self.device)
+        computing.wait_stream(self.copying)
+        for tensor in (clips, labels):
+            tensor.record_stream(computing)  # or its memory would be given away too early
+        return clips, labels
+
     def _accumulate_grads(self, clips: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """The gradient of a batch over all ranks, part by part, each of which weighs as many clips as it has.
         -> the scalars of the batch on this rank."""
@@ -585,20 +598,6 @@ class _Training:
                 value = value * share if name in _MEANS and parts > 1 else value
                 found[name] = found[name] + value if name in found else value
         return found
-
-    def _on_device(self, clips: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The clips and labels of a batch, on a GPU copied from pinned memory while it computes the step
-        before, which the host does not wait for."""
-        if self.copying is None:
-            return clips.to(self.device), labels.to(self.device)
-        with torch.cuda.stream(self.copying):
-            clips = clips.to(self.device, non_blocking=True)
-            labels = labels.to(self.device, non_blocking=True)
-        computing = torch.cuda.current_stream(self.device)
-        computing.wait_stream(self.copying)
-        for tensor in (clips, labels):
-            tensor.record_stream(computing)  # or its memory would be given away too early
-        return clips, labels
 
     def _settle(self, flags: Sequence[bool] = (), leave: int = 0) -> list[bool]:
         """Log the steps that are not logged yet, without the last ``leave``; all ranks do so in one exchange.
@@ -627,9 +626,9 @@ class _Training:
                 f"expected finite values; {self._kept()}"
             )
         self.measured = measured
+        self.waiting.add(of.about["wait_seconds"], of.about["step_seconds"])
         if self.progress is None or self.stop is None:  # a dry run
             return
-        self.waiting.add(of.about["wait_seconds"], of.about["step_seconds"])
         self._log(of.step, **of.about, **measured, clips=clips)
         try:
             self.progress.update(of.step, f"loss {measured['loss']:.3f}")
