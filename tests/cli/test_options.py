@@ -40,9 +40,10 @@ def test_scopes():
     neutral = {"out", "manifest", "workers", "threads", "checkpoint_every", "quarantine_limit"}
     neutral |= {"tensorboard", "wandb", "log_every"}
     inputs, machine = {"data", "checkpoint", "imagenet", "class_order"}, {"device", "compile", "decoder"}
-    assert names_of(*FREE_ON_RESUME) == neutral
-    assert names_of(*FREE_WITHIN_EXPERIMENT) == neutral | machine | {"seed"}
-    assert set(FIELDS) - names_of(*IN_RECIPES) == neutral | inputs | machine
+    sharing = {"accumulate", "exchange"}
+    assert names_of(*FREE_ON_RESUME) == neutral | sharing
+    assert names_of(*FREE_WITHIN_EXPERIMENT) == neutral | machine | sharing | {"seed"}
+    assert set(FIELDS) - names_of(*IN_RECIPES) == neutral | inputs | machine | sharing
 
 
 @pytest.mark.parametrize("name", FIELDS)
