@@ -16,7 +16,7 @@ from taf_fast.errors import RunError
 from taf_fast.process import ranks
 from taf_fast.run.checkpoint import weights_file
 from taf_fast.run.config import FIELDS, MACHINE, MODEL, hint_of
-from taf_fast.run.values import check, declaration, default_text, kinds, number
+from taf_fast.run.values import AUTO, check, declaration, default_text, kinds, number
 
 if TYPE_CHECKING:
     from taf_fast.run.trained import Trained
@@ -217,9 +217,10 @@ def device_of(name: str | None) -> torch.device:
 
 
 def machine_of(given: dict[str, Any]) -> dict[str, Any]:
-    """The values ``device`` and ``compile`` of a run, where ``given`` may leave them open."""
-    device = str(device_of(given.get("device")))
-    return {"device": device, "compile": given.get("compile", device.startswith("cuda"))}
+    """The values of a run that depend on its device, where ``given`` leaves them open."""
+    device = device_of(given.get("device"))
+    on_gpu = device.type == "cuda"
+    return {"compile": on_gpu, "decoder": AUTO if on_gpu else "pyav"} | given | {"device": str(device)}
 
 
 def png_and_csv(option: str) -> Callable[[Path | None], Path | None]:

@@ -182,6 +182,13 @@ class ClipLoader:
         self.epoch += 1
         self.iteration = 0
 
+    def close(self) -> None:
+        """Ends the worker processes now, and not when the loader is no longer used; the next loop starts
+        others."""
+        self._stream = None
+        if isinstance(self._fetcher, WorkerFetcher):
+            self._fetcher.close()
+
     def state_dict(self) -> dict:
         """The position after the last delivered batch and the quarantined clips, as values that JSON can
         hold."""

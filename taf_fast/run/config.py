@@ -23,6 +23,7 @@ from taf_fast.errors import RunError
 from taf_fast.parsing import parse_yaml
 from taf_fast.precision import PRECISIONS
 from taf_fast.run.values import (
+    AUTO,
     BELOW_ONE,
     FREE_ON_RESUME,
     UNIT,
@@ -357,6 +358,13 @@ class FinetuneConfig:
         help="Precision of training steps: float32 or bfloat16. Evaluation is in float32.",
         panel=TRAINING,
         choices=PRECISIONS,
+        shown="bfloat16 on a GPU that computes in it, or float32",
+    )
+    deterministic: bool = value(
+        False,
+        help="The same bits in each run on the same machine, by slower algorithms on a GPU.",
+        panel=MACHINE,
+        scope=Scope.MACHINE,
     )
     accumulate: int = value(
         1,
@@ -375,10 +383,11 @@ class FinetuneConfig:
     )
     decoder: str = value(
         "pyav",
-        help="Video decoder: pyav, dali or, on a GPU, mixed.",
+        help="Video decoder: pyav, dali or, on a GPU, mixed; auto takes the fastest for these clips.",
         panel=MACHINE,
         scope=Scope.MACHINE,
-        choices=("pyav", "dali", "mixed"),
+        choices=("pyav", "dali", "mixed", AUTO),
+        shown="auto on a GPU, or pyav",
     )
     workers: int | None = value(
         None,

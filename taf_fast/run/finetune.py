@@ -31,7 +31,7 @@ from taf_fast.measure.evaluate import Evaluation, Prediction, predict, score, wr
 from taf_fast.models.dual_batch_norm import add_adversarial_bn, strip_adversarial_bn
 from taf_fast.models.memory_format import channels_last
 from taf_fast.plain import say
-from taf_fast.precision import autocast
+from taf_fast.precision import algorithms, autocast
 from taf_fast.process import ranks
 from taf_fast.process.host_copy import HostCopy
 from taf_fast.process.progress import Progress
@@ -47,6 +47,7 @@ from taf_fast.run.checkpoint import (
     save_weights,
 )
 from taf_fast.run.config import FIELDS, FinetuneConfig, absolute, hint_of, names_of
+from taf_fast.run.decoder_choice import decoders_of, fastest_decoder
 from taf_fast.run.environment import environment
 from taf_fast.run.folder import RunFolder
 from taf_fast.run.metrics import MetricsLog
@@ -55,7 +56,7 @@ from taf_fast.run.optim import build_optimizer, learning_rates, set_learning_rat
 from taf_fast.run.reduction import ReducedStep
 from taf_fast.run.scanned import scanned_by_first
 from taf_fast.run.trackers import Trackers, require_trackers
-from taf_fast.run.values import FREE_ON_RESUME, Scope, kinds, quoted
+from taf_fast.run.values import AUTO, FREE_ON_RESUME, Scope, kinds, quoted
 from taf_fast.run.waiting import Waiting
 from taf_fast.step import PlainStep, StepOutput, TAFStep
 
@@ -213,6 +214,13 @@ def _require_equal_values(config: FinetuneConfig) -> None:
                 )
 
 
+def _computing(config: FinetuneConfig) -> str:
+    """How a GPU computes the steps of a run, in words."""
+    precision = "float32 (TF32)" if config.precision == "float32" else config.precision
+    ways = {"compiled": config.compile, "deterministic": config.deterministic}
+    return ", ".join(["channels_last", precision, *(way for way, chosen in ways.items() if chosen)])
+
+
 class _Training:
     """A run in progress on this rank."""
 
@@ -247,6 +255,7 @@ class _Training:
         torch.manual_seed(config.seed)
         self.device = ranks.own_device(config.device)
         self.copying = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        self.stack.enter_context(algorithms(self.device, config.deterministic))
 
         datasets = [read_dataset(config.data, split) for split in ("train", "validation")]
         if config.dataset not in (None, datasets[0].name):
@@ -257,6 +266,10 @@ class _Training:
         )
         # A bad validation clip is to be found before the first epoch; bad training clips are replaced.
         train, validation = scanned_by_first(datasets, config.manifest, [True, False])
+        decoder = ranks.from_first(lambda: self._decoder(train))
+        self.config = config = dataclasses.replace(config, decoder=decoder)
+        if self.device.type == "cuda" and ranks.first():
+            say(f"{torch.cuda.get_device_name(self.device)}: {_computing(config)}")
         self.loader = self._loader(train, train=True)
         self.validation = self._loader(validation, train=False)
         if min(part, max(1, len(train.good) // ranks.count() // config.accumulate)) == 1:
@@ -320,7 +333,11 @@ class _Training:
         if self.folder.exists():
             if not resume:
                 raise RunError(f"{self.folder.path} holds a run already: resume it, or choose another folder")
-            self.config.require_same_run(self.folder.read_config(), resume=True)
+            earlier = self.folder.read_config()
+            config = self.config
+            if config.decoder == AUTO:  # it was chosen when the run began
+                config = dataclasses.replace(config, decoder=earlier.decoder)
+            config.require_same_run(earlier, resume=True)
         elif left := self.folder.left_without_config():
             raise RunError(
                 f"{self.folder.path} has {left} but no {self.folder.config.name}: a run without its "
@@ -359,9 +376,21 @@ class _Training:
         except ValueError as error:
             raise RunError(f"{self.config.model}: {error}") from None
 
-    def _loader(self, manifest: Manifest, train: bool) -> ClipLoader:
+    def _decoder(self, train: Manifest) -> str:
+        """The decoder of the run: that of its earlier part, or if it is open, the fastest."""
+        if self.config.decoder != AUTO:
+            return self.config.decoder
+        if self.folder.exists():
+            return self.folder.read_config().decoder
+        decoder, why = fastest_decoder(
+            lambda decoder: self._loader(train, train=True, decoder=decoder), decoders_of(self.device)
+        )
+        say(why)
+        return decoder
+
+    def _loader(self, manifest: Manifest, train: bool, decoder: str | None = None) -> ClipLoader:
         config = self.config
-        return ClipLoader(
+        loader = ClipLoader(
             manifest,
             config.num_segments,
             config.size,
@@ -372,11 +401,13 @@ class _Training:
             threads=config.threads,
             rank=ranks.rank(),
             world_size=ranks.count(),
-            decoder=config.decoder,
+            decoder=config.decoder if decoder is None else decoder,
             pin_memory=self.device.type == "cuda",
             quarantine_limit=config.quarantine_limit,
             view=config.view(),
         )
+        self.stack.callback(loader.close)
+        return loader
 
     def _build_step(self) -> PlainStep | TAFStep:
         config = self.config

@@ -28,6 +28,9 @@ class Scope(enum.Enum):
     NEUTRAL = "no influence on what is computed"
 
 
+#: The decoder that is fastest for the clips of a run.
+AUTO = "auto"
+
 IN_RECIPES = (Scope.EXPERIMENT, Scope.SEED)
 FREE_ON_RESUME = (Scope.SHARING, Scope.NEUTRAL)
 #: Runs that differ in values of these scopes alone are runs of the same experiment.

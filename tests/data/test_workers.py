@@ -81,6 +81,19 @@ def test_workers_stay_over_epochs(clean):
     assert workers() == before and len(before) >= 2
 
 
+def test_closed_loaders_have_no_workers_and_go_on(clean, seed):
+    expected = epochs(loader(clean, seed=seed, threads=1))
+    loading, before = loader(clean, seed=seed, workers=2), workers()
+    delivered = [next(iter(loading))]
+    for _ in range(2):
+        loading.close()
+        assert workers() == before
+        delivered += list(loading)
+    assert_equal(delivered, expected)
+    loading.close()
+    loader(clean, threads=1).close()
+
+
 @pytest.mark.parametrize("damaged", [False, True])
 def test_resuming(clean, copied_root, damaged, seed):
     manifest = with_bad_clips(copied_root) if damaged else clean

@@ -393,7 +393,7 @@ def test_a_signal_before_the_first_step_stops_at_once(dataset, tmp_path, monkeyp
         os.kill(os.getpid(), getattr(signal, name))
         pytest.fail("went on")
 
-    monkeypatch.setattr("taf_fast.run.finetune.scanned", scan)
+    monkeypatch.setattr("taf_fast.run.scanned.scanned", scan)
     assert (
         output(*finetune_arguments(dataset, tmp_path / "out")) == f"stopped by {name} before the first step\n"
     )

@@ -73,6 +73,10 @@ class WorkerFetcher:
         finally:
             following.cancel()
 
+    def close(self) -> None:
+        """Ends the workers, after the batch that they are at; the next requests start others."""
+        self._collecting.submit(_end, self._running).result()
+
     def _batches(self, requests: Iterator[Request]) -> Iterator[tuple[Request, Fetched]]:
         begun: deque[Request] = deque()
         replaced = False
