@@ -39,7 +39,10 @@ def test_scopes():
     """What was decided value by value: a new value has to be thought about here."""
     neutral = {"out", "manifest", "workers", "threads", "checkpoint_every", "quarantine_limit"}
     neutral |= {"tensorboard", "wandb", "log_every"}
-    inputs, machine = {"data", "checkpoint", "imagenet", "class_order"}, {"device", "compile", "decoder"}
+    inputs, machine = (
+        {"data", "checkpoint", "imagenet", "class_order"},
+        {"device", "compile", "decoder", "deterministic"},
+    )
     sharing = {"accumulate", "exchange"}
     assert names_of(*FREE_ON_RESUME) == neutral | sharing
     assert names_of(*FREE_WITHIN_EXPERIMENT) == neutral | machine | sharing | {"seed"}
