@@ -179,20 +179,26 @@ def _trace(
     """The operations of ``function(*inputs)`` for any first dimension of the inputs that are ``dynamic``, and
     what that dimension has to fulfil: expressions of one symbol."""
     # Here, for these imports take seconds.
+    from torch._guards import detect_fake_mode
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.proxy_tensor import make_fx
     from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
     sizes = ShapeEnv()
-    mode = FakeTensorMode(shape_env=sizes, allow_non_fake_inputs=True)
-    fakes = []
-    for tensor, any_number in zip(inputs, dynamic, strict=True):
-        kinds = [DimDynamic.STATIC] * tensor.dim()
-        if any_number:
-            kinds[0] = DimDynamic.DYNAMIC
-        context: Any = StatelessSymbolicContext(dynamic_sizes=kinds, constraint_sizes=[None] * tensor.dim())
-        fakes.append(mode.from_tensor(tensor, symbolic_context=context))
-    module = make_fx(function, tracing_mode="symbolic", _allow_non_fake_inputs=True)(*fakes)
+    if detect_fake_mode(inputs) is not None:  # counted, not run: for the number of clips that there is
+        module = make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
+    else:
+        mode = FakeTensorMode(shape_env=sizes, allow_non_fake_inputs=True)
+        fakes = []
+        for tensor, any_number in zip(inputs, dynamic, strict=True):
+            kinds = [DimDynamic.STATIC] * tensor.dim()
+            if any_number:
+                kinds[0] = DimDynamic.DYNAMIC
+            context: Any = StatelessSymbolicContext(
+                dynamic_sizes=kinds, constraint_sizes=[None] * tensor.dim()
+            )
+            fakes.append(mode.from_tensor(tensor, symbolic_context=context))
+        module = make_fx(function, tracing_mode="symbolic", _allow_non_fake_inputs=True)(*fakes)
     module.graph.eliminate_dead_code()
     return module, [guard.expr for guard in sizes.guards]
 
