@@ -56,13 +56,11 @@ def accumulated(model, x, labels):
 
 
 def reduced(step, x, labels):
-    step.zero_grad()
     return step.accumulate_grads(x, labels)
 
 
 def reduced_in_parts(step, x, labels):
     """The batch as a quarter and three quarters of itself."""
-    step.zero_grad()
     for share, last in ((0.25, False), (0.75, True)):
         out = step.accumulate_grads(
             x, labels, backward=lambda loss, share=share: (share * loss).backward(), last=last
@@ -104,7 +102,7 @@ def train(rank, net, ddp, backend, job, recompute=None, take="in_forward"):
     optimizer = torch.optim.SGD(net.parameters(), job["rate"])
     steps = []
     for batch in job["batches"]:
-        optimizer.zero_grad()
+        (step if isinstance(step, ReducedStep) else optimizer).zero_grad()
         out = globals()[take](step, *batch[rank])
         gradients = {_plain(name): _whole(p.grad) for name, p in net.named_parameters()}
         steps.append({name: value.detach() for name, value in out.items()} | {"gradients": gradients})

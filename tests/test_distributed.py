@@ -147,7 +147,7 @@ FORMS = {
         dict(ddp=_DDP | {"find_unused_parameters": True}, backend=None, take="lean"),
         dict(ddp=_DDP | {"gradient_as_bucket_view": True}, backend=None, take="accumulated"),
         dict(ddp="float32", backend=None, take="reduced"),
-        dict(ddp="float32", backend=None, take="reduced_in_parts"),
+        dict(ddp="float32", backend="aot_eager", take="reduced_in_parts"),
         dict(ddp="bfloat16", backend=None, take="reduced"),
     ],
     "fsdp": [

@@ -125,7 +125,8 @@ def _common_end(store: dist.Store, error: BaseException) -> BaseException:
     thread.start()
     thread.join(_END_SECONDS)
     if not isinstance(error, UserError) and not waited:
-        sys.__stderr__ and print(f"{own_place}:", file=sys.__stderr__)  # a traceback follows
+        with contextlib.suppress(OSError):
+            os.write(2, f"{own_place}:\n".encode(errors="backslashreplace"))  # a traceback follows
         return error
     if not first_told or (waited and first_told == [told]):
         return common  # on every such rank: the first may be the one that is lost
@@ -156,8 +157,10 @@ def _watched(store: dist.Store) -> Iterator[None]:
     receiver, sender = os.pipe()
     os.set_blocking(sender, False)
     before = signal.set_wakeup_fd(sender, warn_on_full_buffer=False)
-    arguments = (receiver, threading.get_ident(), _Pulse(store), place())
+    pulse = _Pulse(store)
+    arguments = (receiver, threading.get_ident(), pulse, place())
     thread = threading.Thread(target=_end_if_stuck, args=arguments, daemon=True)
+    pulse.start()
     thread.start()
     try:
         yield
@@ -166,37 +169,57 @@ def _watched(store: dist.Store) -> Iterator[None]:
         os.close(sender)
         thread.join()
         os.close(receiver)
+        pulse.end()
 
 
-class _Pulse:
+class _Pulse(threading.Thread):
     """The signs of life of this rank, and a look at those of the next one and at the error that ends all."""
 
     def __init__(self, store: dist.Store) -> None:
+        super().__init__(daemon=True)
         self._store = store.clone()  # one store answers one thread at a time
-        self._store.set_timeout(datetime.timedelta(seconds=_BEAT_SECONDS))
         self._own, self._next, self._ranks, self._host = rank(), (rank() + 1) % count(), count(), host()
-        self._beats, self._last, self._since = 0, b"", time.monotonic()
+        self._beats, self._last = 0, b""
+        self._seen = self._answered = time.monotonic()
+        self._found: str | None = None
+        self._ended = threading.Event()
 
-    def lost(self) -> str | None:
-        """Give a sign of life. -> why this rank cannot go on; None if nothing is known to be wrong."""
+    def run(self) -> None:
+        while self._found is None:
+            try:
+                self._found = self._look()
+            except RuntimeError as error:
+                self._found = f"the store of the ranks does not answer: {_reason(error)}"
+            self._answered = time.monotonic()
+            if self._ended.wait(_BEAT_SECONDS):
+                return
+
+    def _look(self) -> str | None:
         key = "taf_fast.alive.{}".format
         self._beats += 1
-        try:
-            self._store.set(key(self._own), f"{self._beats} {self._host}")
-            if self._store.check([_END]):
-                return str(_from_store(self._store.get(_END)))
-            beat = self._store.get(key(self._next)) if self._store.check([key(self._next)]) else b""
-            now = time.monotonic()
-            if beat != self._last:
-                self._last, self._since = beat, now
-            if now < self._since + LOST_SECONDS:
-                return None
-            on = beat.decode().partition(" ")[2] or "an unknown machine"
-            lost = f"rank {self._next} of {self._ranks} on {on} gives no sign of life for {LOST_SECONDS:g} s"
-            self._store.compare_set(_END, "", _to_store(RunError(lost)))
-            return lost
-        except RuntimeError as error:
-            return f"the store of the ranks does not answer ({_reason(error)})"
+        self._store.set(key(self._own), f"{self._beats} {self._host}")
+        if self._store.check([_END]):
+            return str(_from_store(self._store.get(_END)))
+        beat = self._store.get(key(self._next)) if self._store.check([key(self._next)]) else b""
+        now = time.monotonic()
+        if beat != self._last:
+            self._last, self._seen = beat, now
+        if now < self._seen + LOST_SECONDS:
+            return None
+        on = beat.decode().partition(" ")[2] or "an unknown machine"
+        lost = f"rank {self._next} of {self._ranks} on {on} gives no sign of life for {LOST_SECONDS:g} s"
+        self._store.compare_set(_END, "", _to_store(RunError(lost)))
+        return lost
+
+    def why(self) -> str | None:
+        """Why this rank cannot go on; None if nothing is known to be wrong."""
+        if self._found is None and time.monotonic() > self._answered + LOST_SECONDS:
+            return f"the store of the ranks does not answer for {LOST_SECONDS:g} s"
+        return self._found
+
+    def end(self) -> None:
+        self._ended.set()
+        self.join(1)  # it may wait for the store of a process that hangs
 
 
 def _end_if_stuck(receiver: int, main_thread: int, pulse: _Pulse, own_place: str) -> None:
@@ -209,7 +232,7 @@ def _end_if_stuck(receiver: int, main_thread: int, pulse: _Pulse, own_place: str
             for number in {signal.SIGTERM, signal.SIGINT} & set(numbers) if why is None else ():
                 why, status = signal.Signals(number).name, 128 + number
         elif why is None:
-            why = pulse.lost()
+            why = pulse.why()
         frame = sys._current_frames().get(main_thread)
         now = frame and (id(frame), frame.f_lasti)
         if why is None or now != position:

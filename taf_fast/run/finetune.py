@@ -202,7 +202,7 @@ class _Unsettled(NamedTuple):
 def _require_equal_values(config: FinetuneConfig) -> None:
     """Raise RunError, on all ranks, if one was started with other values than the first. Each machine may
     have its own files and threads."""
-    free = {"threads"} | {name for name in FIELDS if Path in kinds(hint_of(name))}
+    free = {"threads", "workers"} | {name for name in FIELDS if Path in kinds(hint_of(name))}
     values = {name: getattr(config, name) for name in FIELDS if name not in free}
     first = ranks.from_first(lambda: (ranks.place(), values))
     with ranks.together():

@@ -19,9 +19,10 @@ from taf_fast.step import PlainStep, StepOutput, TAFStep
 
 def _in_bfloat16(_: object, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
     """What torch's bf16_compress_hook does, which DistributedDataParallel refuses on a CPU."""
-    mean = bucket.buffer().bfloat16() / ranks.count()
-    exchange = dist.all_reduce(mean, async_op=True).get_future()
-    return exchange.then(lambda done: bucket.buffer().copy_(done.value()[0]))
+    gradients = bucket.buffer()
+    share = gradients.bfloat16() / ranks.count()
+    exchange = dist.all_reduce(share, async_op=True).get_future()
+    return exchange.then(lambda done: gradients.copy_(done.value()[0]))
 
 
 _HOOKS = {"float32": allreduce_hook, "bfloat16": _in_bfloat16}
@@ -49,14 +50,15 @@ class ReducedStep:
             )
         ranks.take_first(list(step.buffers()))
         self._engine.register_comm_hook(None, _HOOKS[precision])
-        # The engine lays its buckets out in the order in which its first backward reaches the parameters. The
-        # place of a gradient decides how its sum over three or more ranks is rounded, so that this order must
-        # not depend on the clips.
-        self._engine().backward()
+        # The engine lays its buckets out, when its second forward begins, in the order in which the first
+        # backward reached the parameters. The place of a gradient decides how its sum over three or more
+        # ranks is rounded, so that this order must not depend on the clips.
+        for _ in range(2):
+            self._engine().backward()
 
     def zero_grad(self) -> None:
         """Set the gradients to 0, where they are."""
-        self._engine.zero_grad(set_to_none=False)
+        torch._foreach_zero_([p.grad for p in self._engine.parameters() if p.grad is not None])
 
     def accumulate_grads(
         self,
@@ -79,8 +81,9 @@ class ReducedStep:
 
 
 class _Reached(nn.Module):
-    """The step, whose loss reaches all parameters; without arguments 0, whose backward reaches them one by
-    one and the last one first, about as the step's backward does."""
+    """The step, whose loss reaches all parameters, as that of a TAF step with ``backward`` does by itself;
+    without arguments 0, whose backward reaches them one by one and the last one first, about as the step's
+    backward does."""
 
     def __init__(self, step: PlainStep | TAFStep) -> None:
         super().__init__()
@@ -90,7 +93,8 @@ class _Reached(nn.Module):
         parameters = [parameter for parameter in parameters_of(self.step) if parameter.requires_grad]
         if arguments:
             out = self.step(*arguments)
-            return out | {"loss": reaching(out["loss"], parameters)}
+            plain = isinstance(self.step, PlainStep)
+            return out | {"loss": reaching(out["loss"], parameters)} if plain else out
         zero = parameters[0].new_zeros((), requires_grad=True)
         for parameter in parameters:
             zero = reaching(zero, [parameter])

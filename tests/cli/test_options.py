@@ -20,7 +20,7 @@ from taf_fast.data.loader import ClipLoader
 from taf_fast.errors import RunError
 from taf_fast.run.config import FIELDS, FinetuneConfig, hint_of, names_of
 from taf_fast.run.recipes import recipe_values
-from taf_fast.run.values import (
+from taf_fast.run.values import AUTO, (
     FREE_ON_RESUME,
     FREE_WITHIN_EXPERIMENT,
     IN_RECIPES,
@@ -39,10 +39,14 @@ def test_scopes():
     """What was decided value by value: a new value has to be thought about here."""
     neutral = {"out", "manifest", "workers", "threads", "checkpoint_every", "quarantine_limit"}
     neutral |= {"tensorboard", "wandb", "log_every"}
-    inputs, machine = {"data", "checkpoint", "imagenet", "class_order"}, {"device", "compile", "decoder"}
-    assert names_of(*FREE_ON_RESUME) == neutral
-    assert names_of(*FREE_WITHIN_EXPERIMENT) == neutral | machine | {"seed"}
-    assert set(FIELDS) - names_of(*IN_RECIPES) == neutral | inputs | machine
+    inputs, machine = (
+        {"data", "checkpoint", "imagenet", "class_order"},
+        {"device", "compile", "decoder", "deterministic"},
+    )
+    sharing = {"accumulate", "exchange"}
+    assert names_of(*FREE_ON_RESUME) == neutral | sharing
+    assert names_of(*FREE_WITHIN_EXPERIMENT) == neutral | machine | sharing | {"seed"}
+    assert set(FIELDS) - names_of(*IN_RECIPES) == neutral | inputs | machine | sharing
 
 
 @pytest.mark.parametrize("name", FIELDS)
@@ -59,7 +63,7 @@ def test_every_value_is_declared(name):
 
 def test_choices_are_those_of_the_code_that_gets_them():
     """Declared as text where the module that has them is slow to import, or keeps them to itself."""
-    assert declaration(FIELDS["decoder"]).choices == DECODERS
+    assert declaration(FIELDS["decoder"]).choices == (*DECODERS, AUTO)
     for name, make in (
         ("sampling", TrainingView),
         ("crop", TrainingView),
