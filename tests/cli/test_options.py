@@ -20,7 +20,8 @@ from taf_fast.data.loader import ClipLoader
 from taf_fast.errors import RunError
 from taf_fast.run.config import FIELDS, FinetuneConfig, hint_of, names_of
 from taf_fast.run.recipes import recipe_values
-from taf_fast.run.values import AUTO, (
+from taf_fast.run.values import (
+    AUTO,
     FREE_ON_RESUME,
     FREE_WITHIN_EXPERIMENT,
     IN_RECIPES,
