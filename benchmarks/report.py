@@ -35,6 +35,7 @@ KINDS = {
     "sgd": "sgd",
     "data": "loaders",
     "waiting": "waiting",
+    "launching": "launching",
 }
 
 
@@ -199,6 +200,16 @@ def waiting_table(case: dict) -> str:
     )
 
 
+def launching_table(case: dict) -> str:
+    return markdown(
+        "beside | launches / s, p20 / p50 / p80 | of those alone",
+        (
+            (row["beside"], spread(row["launches_per_second"]), f"{row['of_alone']:.0%}")
+            for row in case["launching"]
+        ),
+    )
+
+
 def bars_table(found: list[Bar]) -> str:
     return markdown(
         "claim | worst value | case | holds",
@@ -241,6 +252,7 @@ TABLES = {
     "sgd": sgd_table,
     "data": data_table,
     "waiting": waiting_table,
+    "launching": launching_table,
 }
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
 The files are synthetic, in the formats and frame sizes of Something-Something V2 (VP9 WebM),
 Something-Something V1 (JPEG frames) and Diving48 (H.264). All loaders deliver the same training views of 8
 frames of 224 x 224 pixels and are timed in turn. Timings never decide a test. The environment variable
-REPEATS sets the number of timed epochs, THREADS the number of threads or workers.
+REPEATS sets the number of timed epochs, WORKERS the number of worker processes or threads.
 """
 
 import os
@@ -28,7 +28,7 @@ from taf_fast.data.synth import write
 from taf_fast.data.views.planner import ClipPlan, plan
 
 NUM_SEGMENTS, SIZE, BATCH_SIZE = 8, 224, 8
-THREADS = int(os.environ.get("THREADS", 2))
+WORKERS = int(os.environ.get("WORKERS", 2))
 REPEATS = int(os.environ.get("REPEATS", 5))
 PER_CLASS = {"ssv2": 8, "ssv1": 16, "diving48": 2}  # training clips per class
 
@@ -109,12 +109,15 @@ def resize_by_pytorch(frames: np.ndarray) -> np.ndarray:
 
 def data_loader(manifest: Manifest, decode: Callable[[Path, ClipPlan], np.ndarray]):
     return torch.utils.data.DataLoader(
-        Clips(manifest, decode), BATCH_SIZE, shuffle=True, num_workers=THREADS, persistent_workers=True
+        Clips(manifest, decode), BATCH_SIZE, shuffle=True, num_workers=WORKERS, persistent_workers=True
     )
 
 
-def clip_loader(manifest: Manifest, decoder: str) -> ClipLoader:
-    return ClipLoader(manifest, NUM_SEGMENTS, SIZE, BATCH_SIZE, train=True, threads=THREADS, decoder=decoder)
+def clip_loader(manifest: Manifest, decoder: str, kind: str = "workers") -> ClipLoader:
+    """``kind`` is "workers" or "threads"."""
+    return ClipLoader(
+        manifest, NUM_SEGMENTS, SIZE, BATCH_SIZE, train=True, decoder=decoder, **{kind: WORKERS}
+    )
 
 
 def loaders(manifest: Manifest, cache: Manifest) -> dict[str, Iterable]:
@@ -125,7 +128,9 @@ def loaders(manifest: Manifest, cache: Manifest) -> dict[str, Iterable]:
     peers = {f"DataLoader, {decode.__name__}": data_loader(manifest, decode) for decode in decoders}
     decoders = DECODERS if torch.cuda.is_available() else ("pyav", "dali")
     ours = {f"ClipLoader, {decoder}": clip_loader(manifest, decoder) for decoder in decoders}
+    ours["ClipLoader, pyav in threads"] = clip_loader(manifest, "pyav", "threads")
     ours["ClipLoader, cache"] = clip_loader(cache, "pyav")
+    ours["ClipLoader, cache in threads"] = clip_loader(cache, "pyav", "threads")
     return peers | ours
 
 
@@ -140,10 +145,10 @@ def test_clips_per_second(benchmark, tmp_path, video_format):
     dataset = read_dataset(tmp_path / format, "train")
     manifest = scan(dataset)
     assert not manifest.defects
-    for _ in write_cache(tmp_path / "cache", [(dataset, manifest.clips)], THREADS):
+    for _ in write_cache(tmp_path / "cache", [(dataset, manifest.clips)], WORKERS):
         pass
     cache = scan(read_dataset(tmp_path / "cache", "train"))
-    benchmark.group = f"{format}, {size[0]} x {size[1]} to {SIZE} x {SIZE}, {THREADS} threads"
+    benchmark.group = f"{format}, {size[0]} x {size[1]} to {SIZE} x {SIZE}, {WORKERS} workers"
 
     def measure() -> dict[str, list[float]]:
         calls = {name: partial(run, loader) for name, loader in loaders(manifest, cache).items()}

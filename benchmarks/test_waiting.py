@@ -6,7 +6,7 @@ run, or a cache.
 The run takes plain steps, which are the shortest and so demand most of the loader. The first epoch, which
 compiles, does not count, nor does the first step of each other epoch, for which nothing is decoded ahead. The
 times come from the run's metrics.jsonl and are in extra_info. Timings never decide a test. The environment
-variable THREADS sets the number of decoding threads.
+variable WORKERS sets the number of processes that decode.
 """
 
 import json
@@ -23,9 +23,9 @@ from taf_fast.run.config import FinetuneConfig
 from taf_fast.run.finetune import finetune
 
 CUDA = torch.cuda.is_available()
-THREADS = int(os.environ.get("THREADS", 2))
+WORKERS = int(os.environ.get("WORKERS", 2))
 STEPS = 8  # an epoch
-RUN = dict(augment="none", epochs=3, threads=THREADS)
+RUN = dict(augment="none", epochs=3, workers=WORKERS)
 if CUDA:
     RUN |= dict(batch_size=32, device="cuda", compile=True, precision="bfloat16")
 else:
@@ -46,7 +46,7 @@ def test_waiting(benchmark, tmp_path, video_format):
     data, cache = tmp_path / "videos", tmp_path / "cache"
     write(data, STEPS * RUN["batch_size"] // len(ORDERS), 1, size, frames, format=format)
     splits = [read_dataset(data, split) for split in ("train", "validation")]
-    for _ in write_cache(cache, [(split, scan(split).clips) for split in splits], THREADS):
+    for _ in write_cache(cache, [(split, scan(split).clips) for split in splits], WORKERS):
         pass
     decoders = DECODERS if CUDA else ("pyav", "dali")
     sources = {decoder: (data, decoder) for decoder in decoders} | {"cache": (cache, "pyav")}
@@ -56,7 +56,7 @@ def test_waiting(benchmark, tmp_path, video_format):
             name: measure(folder, tmp_path / name, decoder) for name, (folder, decoder) in sources.items()
         }
 
-    benchmark.group = f"{format}, {size[0]} x {size[1]}, {THREADS} threads, batches of {RUN['batch_size']}"
+    benchmark.group = f"{format}, {size[0]} x {size[1]}, {WORKERS} workers, batches of {RUN['batch_size']}"
     benchmark.extra_info["waiting"] = [
         {
             "data": name,

@@ -8,11 +8,13 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from taf_fast.augment import ALL_ROWS, Augment, CleanForward, Mixing, Rows
 from taf_fast.augment.base import require_labels
 from taf_fast.augment.batch_statistics import single_values_named
 from taf_fast.augment.model_state import StateBefore
+from taf_fast.augment.replay_graph import ReplayGraphs
 from taf_fast.models.batch_counts import counted_at_once
 from taf_fast.models.contract import ForwardOutput, ModelView, view_of
 from taf_fast.models.dual_batch_norm import (
@@ -22,8 +24,8 @@ from taf_fast.models.dual_batch_norm import (
     count_by_running_statistics,
     require_dual,
 )
-from taf_fast.models.gradients import all_or_nothing, reaching
-from taf_fast.models.modules import parameters_of, walked_once
+from taf_fast.models.gradients import all_or_nothing, reaching, same_now, taken_now
+from taf_fast.models.modules import classes_of, parameters_of, walked_once
 from taf_fast.models.optimised_twins import require_optimised_twins
 from taf_fast.models.pixels import to_model_input
 from taf_fast.models.wrappers import is_sharded, refuse_static_graph, refuse_wrapped
@@ -167,8 +169,11 @@ class TAFStep(nn.Module):
         self.augment = augment
         self.alpha = alpha
         self.composition = composition
+        # Whether the gradients of the clean loss can be taken in the forward, of a model of these modules.
+        self._same_now: tuple[tuple[type, ...], bool] | None = None
         self._view = view_of(model)
         self._clean = _Engine(self._view, compile)
+        self._graphs = ReplayGraphs() if compile else None
         # The number of attacked clips changes from step to step: one graph serves them all.
         self._adversarial = _Engine(self._view, compile, any_batch=True)
 
@@ -186,14 +191,18 @@ class TAFStep(nn.Module):
         DistributedDataParallel (with ``broadcast_buffers=False``: each rank keeps its running statistics) and
         ``fully_shard``.
 
+        The gradients of the clean part are computed here, before the attack, and added by the backward of
+        ``loss``: one graph is alive at a time. Exceptions are float16, which needs the scale of that
+        backward, sharded parameters, and leaves that are neither parameters of the model nor the clips: both
+        graphs stay.
+
         Args:
             clips: [B,T,3,H,W] as the model takes them, or uint8 [B,T,H,W,3].
             labels: int64 [B].
             generator: draws the random attack labels.
-            backward: asks for the lean form: it is called with the clean part of the loss, a scalar, before
-                the attack, so that one graph is alive at a time, and the backward of the returned ``loss``
-                adds the gradients of the adversarial part alone. ``torch.Tensor.backward``, or as for
-                :meth:`accumulate_grads`.
+            backward: for these exceptions: it is called with the clean part of the loss, a scalar, before the
+                attack, and the backward of the returned ``loss`` adds the gradients of the adversarial part
+                alone. ``torch.Tensor.backward``, or as for :meth:`accumulate_grads`.
 
         Returns:
             See :class:`TAFStepOutput`; ``loss`` with gradient, ``logits`` those of the clean pass.
@@ -201,19 +210,20 @@ class TAFStep(nn.Module):
         Raises:
             ValueError: shapes or dtypes that do not fit, labels out of range, N > T, or clips with NaN or
                 infinity.
-            RuntimeError: ``backward`` is given where gradients are off.
+            RuntimeError: ``backward`` is given where gradients are off. In the backward of ``loss``: with
+                ``create_graph=True``.
         """
         if backward is None:
             with walked_once(self.model):
-                return self._report(*self._passes(clips, labels, generator))
+                return self._report(*self._passes(clips, labels, generator, self._gradients_now))
         refuse_static_graph()
         with walked_once(self.model):
             parameters = _require_gradients(self.model)
             with all_or_nothing(parameters):
-                clean_loss, adversarial, logits = self._passes(clips, labels, generator, backward)
+                clean, adversarial, logits = self._passes(clips, labels, generator, _run(backward))
         # What waits for the gradient of every parameter gets it in the backward that is left.
         loss = reaching(adversarial.loss, parameters)
-        return self._report(clean_loss, adversarial._replace(loss=loss), logits)
+        return self._report(clean, adversarial._replace(loss=loss), logits)
 
     def accumulate_grads(
         self,
@@ -222,12 +232,12 @@ class TAFStep(nn.Module):
         generator: torch.Generator | None = None,
         backward: Callable[[Tensor], Any] = Tensor.backward,
     ) -> TAFStepOutput:
-        """The lean form in one call: runs the backwards itself and adds to the ``grad`` of the parameters.
+        """Runs the backwards itself and adds to the ``grad`` of the parameters; for sharded and float16 steps
+        too, one graph is alive at a time.
 
-        The clean backward comes before the attack, so that one graph is alive at a time. Arguments, result
-        (``loss`` without gradient too) and gradients are those of ``forward`` followed by ``backward()``.
-        With several ranks and a step that is not sharded, average the gradients before the optimiser's step.
-        After an error every ``grad`` is as it was.
+        Arguments, result (``loss`` without gradient too) and gradients are those of ``forward`` followed by
+        ``backward()``. With several ranks and a step that is not sharded, average the gradients before the
+        optimiser's step. After an error every ``grad`` is as it was.
 
         Args:
             backward: called with each part of the loss, a scalar, in place of its ``backward()``:
@@ -239,20 +249,20 @@ class TAFStep(nn.Module):
             backward(out["loss"] - self.alpha * out["clean_loss"])
             return out | {"loss": out["loss"].detach()}
         with walked_once(self.model), all_or_nothing(_require_gradients(self.model)):
-            clean_loss, adversarial, logits = self._passes(clips, labels, generator, backward)
+            clean, adversarial, logits = self._passes(clips, labels, generator, _run(backward))
             if adversarial.loss.requires_grad:
                 backward((1 - self.alpha) * adversarial.loss)
-        return self._report(clean_loss, adversarial._replace(loss=adversarial.loss.detach()), logits)
+        return self._report(clean, adversarial._replace(loss=adversarial.loss.detach()), logits)
 
     def _passes(
         self,
         clips: Tensor,
         labels: Tensor,
         generator: torch.Generator | None,
-        backward: Callable[[Tensor], Any] | None = None,
-    ) -> tuple[Tensor, "_AdversarialPass", Tensor]:
-        """-> the clean loss, without gradient after ``backward`` of its part; the adversarial pass; the
-        logits."""
+        backward: Callable[[Tensor, Tensor], Tensor],
+    ) -> tuple["_CleanPass", "_AdversarialPass", Tensor]:
+        """-> both passes and the logits. ``backward`` comes before the attack: clean part of the loss, clips
+        -> that part, for the backward that is left."""
         x = self._input(clips, labels)
         before = StateBefore(self.model)
         outputs, clean = self._clean_pass(x)
@@ -264,12 +274,26 @@ class TAFStep(nn.Module):
         # The clips are selected before the backward: while a GPU is busy with that, the host reads how many
         # they are and prepares the attack.
         selection = _Selection(self._to_attack(logits, labels), labels != in_range)
-        if backward is not None:
-            if clean_loss.requires_grad:  # the twins may train alone
-                backward(self.alpha * clean_loss)
-            clean_loss = clean_loss.detach()
+        part = self.alpha * clean_loss
+        if part.requires_grad:  # the twins may train alone
+            part = backward(part, x)
+        clean_pass = _CleanPass(part, clean_loss.detach())
+        del part, clean_loss
         adversarial = self._adversarial_pass(x, labels, logits, selection, clean, before, generator)
-        return clean_loss, adversarial, logits
+        return clean_pass, adversarial, logits
+
+    def _gradients_now(self, part: Tensor, x: Tensor) -> Tensor:
+        """The clean part of the loss, without its graph where that changes no gradient."""
+        inputs = [*parameters_of(self.model), x]
+        dtype = torch.get_autocast_dtype(x.device.type)
+        if torch.is_autocast_enabled(x.device.type) and dtype == torch.float16:
+            return part
+        if any(map(is_traceable_wrapper_subclass, inputs)):  # sharded ones, for instance
+            return part
+        structure = classes_of(self.model)
+        if self._same_now is None or self._same_now[0] != structure:
+            self._same_now = structure, same_now(part, inputs)
+        return taken_now(part, inputs) if self._same_now[1] else part
 
     def _input(self, clips: Tensor, labels: Tensor) -> Tensor:
         if torch.is_inference_mode_enabled():
@@ -283,7 +307,7 @@ class TAFStep(nn.Module):
         # Recording surrounds what is compiled: within it, a model that breaks the graph would lose it.
         with clean_path(self.model), self.augment.recording(self.model) as recording, single_values_named():
             outputs = self._clean(x)
-        return outputs, CleanForward(recording, outputs.stages)
+        return outputs, CleanForward(recording, outputs.stages, self._graphs)
 
     def _adversarial_pass(
         self,
@@ -328,10 +352,10 @@ class TAFStep(nn.Module):
         parameter without one."""
         return _ZeroGradients.apply(zero, *adversarial_parameters(self.model))
 
-    def _report(self, clean_loss: Tensor, adversarial: "_AdversarialPass", logits: Tensor) -> TAFStepOutput:
+    def _report(self, clean: "_CleanPass", adversarial: "_AdversarialPass", logits: Tensor) -> TAFStepOutput:
         return {
-            "loss": self.alpha * clean_loss + (1 - self.alpha) * adversarial.loss,
-            "clean_loss": clean_loss.detach(),
+            "loss": clean.part + (1 - self.alpha) * adversarial.loss,
+            "clean_loss": clean.loss,
             "adv_loss": adversarial.loss.detach(),
             "logits": logits,
             "attacked": adversarial.attacked,
@@ -361,6 +385,13 @@ class _ZeroGradients(torch.autograd.Function):
         return None, *(next(zeros[tuple(kind)]).view(shape) for shape, *kind in ctx.parameters)
 
 
+class _CleanPass(NamedTuple):
+    """The clean loss, without gradient, and the part of the step's loss that it is."""
+
+    part: Tensor
+    loss: Tensor
+
+
 class _AdversarialPass(NamedTuple):
     """The adversarial loss, weighted among ranks, and the counts of :class:`TAFStepOutput`."""
 
@@ -368,6 +399,14 @@ class _AdversarialPass(NamedTuple):
     attacked: Tensor
     failed: Tensor
     by_running_statistics: Tensor
+
+
+def _run(backward: Callable[[Tensor], Any]) -> Callable[[Tensor, Tensor], Tensor]:
+    def run(part: Tensor, x: Tensor) -> Tensor:
+        backward(part)
+        return part.detach()
+
+    return run
 
 
 def _require_gradients(model: nn.Module) -> list[nn.Parameter]:
@@ -407,12 +446,12 @@ class _Engine:
         if self._compiled:
             # Frames of another size are compiled anew: Inductor fails on channels-last ones of any size.
             torch._dynamo.mark_static(x, [1, 2, 3, 4])
-        elif not torch.compiler.is_compiling():  # a compiled forward has its own way with counters
-            with counted_at_once(self._arguments[0].model):
-                return self._forward(x)
         if self._any_batch:
             torch._dynamo.maybe_mark_dynamic(x, 0)
-        return self._forward(x)
+        if torch.compiler.is_compiling():  # an outer compilation of the plain step
+            return self._forward(x)
+        with counted_at_once(self._arguments[0].model):
+            return self._forward(x)
 
 
 class _Selection:

@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from taf_fast import TAFStep, TemporalAugment, add_adversarial_bn
+from taf_fast.run.reduction import ReducedStep
 
 COMPILE = torch.compile
 
@@ -54,6 +55,19 @@ def accumulated(model, x, labels):
     return out
 
 
+def reduced(step, x, labels):
+    return step.accumulate_grads(x, labels)
+
+
+def reduced_in_parts(step, x, labels):
+    """The batch as a quarter and three quarters of itself."""
+    for share, last in ((0.25, False), (0.75, True)):
+        out = step.accumulate_grads(
+            x, labels, backward=lambda loss, share=share: (share * loss).backward(), last=last
+        )
+    return out
+
+
 def sharded(step, recompute):
     """The layers of the model are recomputed in the backward if ``recompute`` says how."""
     layers = {name: layer for name, layer in step.model.named_children() if list(layer.parameters())}
@@ -81,12 +95,14 @@ def train(rank, net, ddp, backend, job, recompute=None, take="in_forward"):
     step = TAFStep(add_adversarial_bn(net), augment, job["alpha"], compile=backend is not None)
     if ddp == "fsdp":
         step = sharded(step, recompute)
+    elif isinstance(ddp, str):  # the precision of the exchange
+        step = ReducedStep(step, [], ddp)
     elif ddp is not None:
         step = DistributedDataParallel(step, **ddp)
     optimizer = torch.optim.SGD(net.parameters(), job["rate"])
     steps = []
     for batch in job["batches"]:
-        optimizer.zero_grad()
+        (step if isinstance(step, ReducedStep) else optimizer).zero_grad()
         out = globals()[take](step, *batch[rank])
         gradients = {_plain(name): _whole(p.grad) for name, p in net.named_parameters()}
         steps.append({name: value.detach() for name, value in out.items()} | {"gradients": gradients})

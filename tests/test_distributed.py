@@ -146,6 +146,9 @@ FORMS = {
         dict(ddp=_DDP | {"bucket_cap_mb": 2e-4}, backend=None, take="lean"),
         dict(ddp=_DDP | {"find_unused_parameters": True}, backend=None, take="lean"),
         dict(ddp=_DDP | {"gradient_as_bucket_view": True}, backend=None, take="accumulated"),
+        dict(ddp="float32", backend=None, take="reduced"),
+        dict(ddp="float32", backend="aot_eager", take="reduced_in_parts"),
+        dict(ddp="bfloat16", backend=None, take="reduced"),
     ],
     "fsdp": [
         dict(ddp="fsdp", backend=None),
@@ -169,6 +172,9 @@ def test_two_ranks_get_the_gradient_of_all_their_clips(net, generator, tmp_path,
     results = in_processes(tmp_path, dict(net=start, batches=batches, forms=forms))
     for form, ranks in zip(forms, zip(*results, strict=True), strict=True):
         # What runs again also updates running statistics again, as it does without TAF.
-        again = "recompute" in form or form.get("take") == "accumulated"
+        again = "recompute" in form or form.get("take") in ("accumulated", "reduced_in_parts")
         of_form = [] if again else buffers
-        check(ranks, COUNTS, expected, of_form, rtol=1e-8, atol=1e-12)
+        if form["ddp"] == "bfloat16":  # and the first step moves the weights of the second
+            check(ranks, COUNTS[:1], expected[:1], [], rtol=1e-2, atol=1e-3)
+        else:
+            check(ranks, COUNTS, expected, of_form, rtol=1e-8, atol=1e-12)

@@ -13,9 +13,10 @@ The first attack step is at the clean clips, whose forward there has been: it is
 allows it.
 """
 
+import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from torch import Tensor
 from taf_fast.augment.batch_statistics import FreezeStatistics, RecordStatistics
 from taf_fast.augment.options import Shown
 from taf_fast.augment.replay import NotReplayable, Recording, Replay
+from taf_fast.augment.replay_graph import ReplayGraphs
 from taf_fast.augment.rows import ALL_ROWS, Rows
 from taf_fast.models.contract import ModelView, StagedView
 from taf_fast.models.recomputation import differentiable_twice
@@ -36,10 +38,12 @@ class CleanForward:
         recording: what :meth:`taf_fast.augment.Augment.recording` yielded; None where nothing was recorded.
         stages: the arguments of the model's head, without gradient; None for a model that is not in two
             parts.
+        graphs: the replays of this model that are traced; None to trace none.
     """
 
     recording: RecordStatistics | None
     stages: tuple[Tensor, ...] | None
+    graphs: ReplayGraphs | None = None
 
 
 class ObjectiveValue(NamedTuple):
@@ -117,15 +121,22 @@ def replayed(
     recording = clean.recording
     if clean.stages is None or not isinstance(view, StagedView) or not isinstance(recording, Recording):
         return None
+    replayed = ALL_ROWS if through_statistics else rows
+    stages = tuple(replayed.of(stage) for stage in clean.stages)
     try:
-        replay = Replay(view.stages, recording, x, ALL_ROWS if through_statistics else rows)
-    except NotReplayable:
+        if clean.graphs is None:
+            replay: Any = Replay(view.stages, recording, x, replayed)
+        else:
+            replay = clean.graphs.replay(view, recording, x, replayed, stages)
+    except NotReplayable as reason:
+        warnings.warn(
+            f"the attack takes a forward of its own, for there is no replay of {reason}", stacklevel=2
+        )
         return None
     if through_statistics:
-        gradients, loss, movable = objective.head_gradients(view, clean.stages, targets, rows)
+        gradients, loss, movable = objective.head_gradients(view, stages, targets, rows)
         gradient = rows.of(replay.gradient(gradients))
     else:
-        stages = tuple(rows.of(stage) for stage in clean.stages)
         # The batch norms of the head follow those of the stages.
         with FreezeStatistics(recording.calls[replay.norms :]):
             gradients, loss, movable = objective.head_gradients(view, stages, rows.of(targets), ALL_ROWS)

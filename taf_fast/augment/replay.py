@@ -8,6 +8,7 @@ placeholder tensors without data: their operations do nothing forward, and compu
 backward. Neither the forward nor the gradient of any weight is computed again.
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
@@ -17,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.overrides import TorchFunctionMode
 
 from taf_fast.augment.batch_statistics import (
@@ -48,8 +50,9 @@ class Recording(RecordStatistics):
     """Collects what :class:`Replay` needs, and the batch statistics in ``calls``; changes no result. ``tape``
     holds the outputs of ReLUs and the (outputs, indices) of max pools, in order. Where a part of the model is
     checkpointed the forward is not ``replayable``: a tape would keep what checkpointing saves. ``normalised``
-    are the convolutions of a replayed forward, in order, with the batch norm that follows each; None where
-    none does.
+    gives the convolutions of a replayed forward, in order, with the batch norm that follows each; None where
+    none does. ``traces`` has a number for each recorded operation of a forward that is compiled, another
+    one whenever torch.compile traces it anew; it is None for any other forward.
 
     Args:
         keep_inputs: also keep the inputs of batch norms, to differentiate through the batch statistics.
@@ -59,7 +62,8 @@ class Recording(RecordStatistics):
         super().__init__(keep_inputs)
         self.tape: list = []
         self.replayable = True
-        self.normalised: list[NormalisedConvolution | None] = []
+        self.normalised: Callable[[], Sequence[NormalisedConvolution | None]] = tuple
+        self.traces: list[int] | None = []
 
     def again(self) -> Callable[[], AbstractContextManager]:
         self.never_replay()
@@ -84,16 +88,36 @@ class Recording(RecordStatistics):
         if not self.replayable:
             return super().__torch_function__(func, types, args, kwargs)
         if func in _RELUS:
+            self._trace()
             out = func(*args, **kwargs)
             self.tape.append(out.detach())
             return out
         if func in _MAX_POOLS:
+            self._trace()
             out, indices = torch.ops.aten.max_pool2d_with_indices(
                 args[0], *_pool_options(*args[1:], **kwargs)
             )
             self.tape.append((out.detach(), indices))
             return out
         return super().__torch_function__(func, types, args, kwargs)
+
+    def _batch_norm(self, *args, **kwargs):
+        self._trace()
+        return super()._batch_norm(*args, **kwargs)
+
+    def _trace(self) -> None:
+        if not torch.compiler.is_compiling():
+            self.traces = None
+        elif self.traces is not None:
+            self.traces.append(trace_number())
+
+
+_TRACES = itertools.count(1)
+
+
+def trace_number() -> int:
+    """A new number. torch.compile calls it while it traces, and repeats it as a constant."""
+    return next(_TRACES)
 
 
 class Replay:
@@ -118,16 +142,19 @@ class Replay:
         x: Tensor,
         rows: Rows,
     ):
-        chosen = len(x) if rows.index is None else len(rows.index)
+        # Not len(), which would make a number of a symbol.
+        chosen = x.shape[0] if rows.index is None else rows.index.shape[0]
         self._clips = _nothing(x, (chosen, *x.shape[1:])).requires_grad_()
         if not recording.replayable:
             raise NotReplayable("activation checkpointing")
-        mode = _ReplayMode(recording, len(x), rows)
+        mode = _ReplayMode(recording, x.shape[0], chosen, rows)
         with torch.enable_grad(), uncompiled(), mode:
             self._outputs = stages(self._clips)
         self.norms = mode.norms
         mode.set_scales()
-        recording.normalised = [node.normalised for node in mode.convolutions]
+        # Not the nodes: they hold what was recorded.
+        normalised = [node.normalised for node in mode.convolutions]
+        recording.normalised = lambda: normalised
 
     def gradient(self, gradients: tuple[Tensor, ...]) -> Tensor:
         """Gradients with respect to the outputs of the chosen clips -> with respect to the clips,
@@ -138,17 +165,20 @@ class Replay:
 class _ReplayMode(TorchFunctionMode):
     """Answers every operation of the model from the recording, or refuses it."""
 
-    def __init__(self, recording: Recording, batch: int, rows: Rows):
+    def __init__(self, recording: Recording, batch: int, chosen: int, rows: Rows):
         super().__init__()
         self.statistics: list[Statistics] = recording.calls
         self.tape: Iterator = iter(recording.tape)
         self.batch = batch
+        self.chosen = chosen
         self.rows = rows.index
         self.norms = 0
         self.convolutions: list[Any] = []  # their nodes in the graph
         # What has a batch norm's ``scale``, with its weight and statistics.
         self.scales: list[tuple[Any, Tensor | None, Statistics]] = []
         self.indices: dict[int, Tensor] = {}  # the chosen rows' frames, by frames per row
+        # Recorded tensors by the shape of a frame. A kernel that does not read its argument gets one of them.
+        self.recorded = {tensor.shape[1:]: tensor for tensor in _tensors(recording.tape)}
         # By storage: tensors that were changed in place, whose earlier value is gone, and outputs of
         # convolutions that nothing has read yet.
         self.overwritten: dict[int, Tensor] = {}
@@ -169,9 +199,13 @@ class _ReplayMode(TorchFunctionMode):
         for storage in storages:
             self.unused.pop(storage, None)
         if func in _CONVOLUTIONS:
-            out = _Convolution.apply(args[0], *_convolution_options(*args[1:], **kwargs))
+            parameters, options = _convolution_options(*args[1:], **kwargs)
+            out = _Convolution.apply(args[0], parameters, options, self._like(args[0].shape))
             self.unused[_storage(out)] = out
-            self.convolutions.append(out.grad_fn)
+            node: Any = out.grad_fn
+            # Decided by the whole batch: the operations do not depend on the number of chosen clips.
+            node.scales_weight = args[1].numel() < out.numel() // self.chosen * self.batch
+            self.convolutions.append(node)
             return out
         if func in _RELUS:
             return _ReLU.apply(args[0], self._take(next(self.tape)))
@@ -194,38 +228,38 @@ class _ReplayMode(TorchFunctionMode):
         self.norms += 1
         storage = _storage(x)
         convolution = self.unused.pop(storage, None)
-        weight, bias = (None if values is None else values.detach() for values in (weight, bias))
         if statistics.input is not None:
-            return _BatchNorm.apply(x, weight, statistics)
+            return _BatchNorm.apply(x, None if weight is None else weight.detach(), statistics)
         out = _Scale.apply(x)
         scaling: Any = out.grad_fn
         if convolution is not None:
             # The convolution applies the scale: nothing else may read its output now.
             node: Any = convolution.grad_fn
             scaling.scale = None
-            scaling = node.normalised = NormalisedConvolution(node.parameters, statistics.mean, bias)
+            scaling = node.normalised = NormalisedConvolution(node.parameters, weight, bias, statistics)
             self.overwritten[storage] = x
         self.scales.append((scaling, weight, statistics))
         return out
 
-    @torch.no_grad()
     def set_scales(self) -> None:
         """Compute the scale of every batch norm."""
-        invstds = inverse_deviations([statistics for _, _, statistics in self.scales])
-        weighted = [index for index, (_, weight, _) in enumerate(self.scales) if weight is not None]
-        if weighted:
-            weights: list[Any] = [self.scales[index][1] for index in weighted]
-            products = torch._foreach_mul([invstds[index] for index in weighted], weights)
-            for index, scale in zip(weighted, products, strict=True):
-                invstds[index] = scale
-        for (scaling, _, _), scale in zip(self.scales, invstds, strict=True):
+        scales = scales_of([(weight, statistics) for _, weight, statistics in self.scales])
+        for (scaling, _, _), scale in zip(self.scales, scales, strict=True):
             scaling.scale = scale
+        folded = [(node.normalised, node.dtype) for node in self.convolutions if node.normalised is not None]
+        if folded and get_proxy_mode() is not None:
+            weights_together(folded)
+
+    def _like(self, shape) -> Tensor | None:
+        """Memory of this shape that is there already."""
+        recorded = self.recorded.get(shape[1:])
+        return None if recorded is None else recorded[: shape[0]]
 
     def _take(self, recorded: Tensor) -> Tensor:
         """The rows of the chosen clips, in the memory format of the whole."""
         if self.rows is None:
             return recorded
-        frames = len(recorded) // self.batch
+        frames = recorded.shape[0] // self.batch
         if frames not in self.indices:
             within = torch.arange(frames, device=self.rows.device)
             self.indices[frames] = (self.rows[:, None] * frames + within).flatten()
@@ -233,6 +267,11 @@ class _ReplayMode(TorchFunctionMode):
         if recorded.dim() == 4 and recorded.is_contiguous(memory_format=torch.channels_last):
             return recorded.movedim(1, -1).index_select(0, index).movedim(-1, 1)
         return recorded.index_select(0, index)
+
+
+def _tensors(tape: list) -> Iterator[Tensor]:
+    for recorded in tape:
+        yield recorded[0] if isinstance(recorded, tuple) else recorded
 
 
 def _storage(tensor: Tensor) -> int:
@@ -247,10 +286,13 @@ def _nothing(like: Tensor, shape, dtype: torch.dtype | None = None) -> Tensor:
 def _unwritten(like: Tensor, shape) -> Tensor:
     """Memory that is neither written nor read, in the memory format of ``like``, which decides that of a
     kernel's result."""
-    last = {4: torch.channels_last, 5: torch.channels_last_3d}[like.dim()]
-    is_last = like.is_contiguous(memory_format=last) and not like.is_contiguous()
-    memory_format = last if is_last else torch.contiguous_format
-    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=memory_format)
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=_format(like))
+
+
+def _format(tensor: Tensor) -> torch.memory_format:
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}[tensor.dim()]
+    is_last = tensor.is_contiguous(memory_format=last) and not tensor.is_contiguous()
+    return last if is_last else torch.contiguous_format
 
 
 def _autocast_dtype(x: Tensor) -> torch.dtype:
@@ -260,39 +302,77 @@ def _autocast_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if casts else x.dtype
 
 
+@torch.no_grad()
+def scales_of(norms: Sequence[tuple[Tensor | None, Statistics]]) -> list[Tensor]:
+    """What each batch norm, with this weight and these statistics, multiplies by, [C]: computed together."""
+    scales = inverse_deviations([statistics for _, statistics in norms])
+    weighted = [index for index, (weight, _) in enumerate(norms) if weight is not None]
+    if weighted:
+        weights: list[Any] = [norms[index][0] for index in weighted]
+        products = torch._foreach_mul([scales[index] for index in weighted], weights)
+        for index, scale in zip(weighted, products, strict=True):
+            scales[index] = scale
+    return scales
+
+
 class NormalisedConvolution:
     """A convolution and the batch norm after it, whose statistics are constants: one convolution.
 
     Args:
         parameters: weight and bias of the convolution.
-        mean, shift: the batch norm's mean and its bias.
+        norm_weight, shift, statistics: the batch norm's weight, bias and statistics.
 
-    ``scale`` [C] is the batch norm's.
+    ``scale`` [C] is the batch norm's (:func:`scales_of`), once it is computed.
     """
 
-    scale: Tensor
+    scale: Tensor | None = None
 
-    def __init__(self, parameters: tuple[Tensor, Tensor | None], mean: Tensor, shift: Tensor | None):
+    def __init__(
+        self,
+        parameters: tuple[Tensor, Tensor | None],
+        norm_weight: Tensor | None,
+        shift: Tensor | None,
+        statistics: Statistics,
+    ):
         self.parameters = parameters
-        self.mean = mean
+        self.norm_weight = norm_weight
         self.shift = shift
+        self.statistics = statistics
         self._weight: Tensor | None = None
 
     @torch.no_grad()
     def weight(self, dtype: torch.dtype) -> Tensor:
         """The weight of that one convolution, rounded to ``dtype`` once."""
         if self._weight is None or self._weight.dtype != dtype:
+            assert self.scale is not None
             weight = self.parameters[0]
-            self._weight = _scaled(weight, self.scale, 0, torch.empty_like(weight, dtype=dtype))
+            self._weight = _scaled(weight, self.scale, 0, dtype)
         return self._weight
+
+
+@torch.no_grad()
+def weights_together(convolutions: list[tuple[NormalisedConvolution, torch.dtype]]) -> None:
+    """Compute :meth:`NormalisedConvolution.weight` of each, in its dtype. A graph has few kernels for all of
+    them; as operations they are no fewer than one by one."""
+    weights = [convolution.parameters[0] for convolution, _ in convolutions]
+    scales: list[Any] = [convolution.scale for convolution, _ in convolutions]
+    scales = [s.view(-1, *[1] * (w.dim() - 1)) for s, w in zip(scales, weights, strict=True)]
+    rounded = [torch.empty_like(w, dtype=d) for w, (_, d) in zip(weights, convolutions, strict=True)]
+    torch._foreach_copy_(rounded, torch._foreach_mul(weights, scales))
+    for (convolution, _), weight in zip(convolutions, rounded, strict=True):
+        convolution._weight = weight
 
 
 @torch.no_grad()
 def _biases(convolutions: Sequence[NormalisedConvolution]) -> list[Tensor]:
     """The bias [C] of each convolution that includes its batch norm: shift + (bias - mean) * scale."""
-    shifts = [torch.zeros_like(c.mean) if c.shift is None else c.shift for c in convolutions]
-    means = [c.mean if c.parameters[1] is None else c.mean - c.parameters[1] for c in convolutions]
-    return list(torch._foreach_addcmul(shifts, means, [c.scale for c in convolutions], value=-1))
+    shifts, means = [], []
+    for convolution in convolutions:
+        mean, bias = convolution.statistics.mean, convolution.parameters[1]
+        means.append(mean if bias is None else mean - bias)
+        shifts.append(torch.zeros_like(mean) if convolution.shift is None else convolution.shift)
+    scales: list[Any] = [convolution.scale for convolution in convolutions]
+    return list(torch._foreach_addcmul(shifts, means, scales, value=-1))
 
 
 class FoldedStatistics(FreezeStatistics):
@@ -301,8 +381,12 @@ class FoldedStatistics(FreezeStatistics):
 
     def __init__(self, recording: Recording):
         super().__init__(recording.calls)
-        self._convolutions = recording.normalised
+        self._convolutions = recording.normalised()
         folded = [convolution for convolution in self._convolutions if convolution is not None]
+        without = [convolution for convolution in folded if convolution.scale is None]
+        scales = scales_of([(convolution.norm_weight, convolution.statistics) for convolution in without])
+        for convolution, scale in zip(without, scales, strict=True):
+            convolution.scale = scale
         self._biases = dict(zip(folded, _biases(folded), strict=True)) if folded else {}
 
     def __enter__(self):
@@ -335,13 +419,14 @@ class _Convolution(Function):
     """Includes the batch norm that follows it, if there is one."""
 
     @staticmethod
-    def forward(ctx, x, parameters, options):
+    def forward(ctx, x, parameters, options, unread):
         ctx.parameters, ctx.shape, ctx.options, ctx.normalised = parameters, x.shape, options, None
+        ctx.unread, ctx.dtype = unread, _autocast_dtype(x)
         weight, _ = parameters
         stride, padding, dilation, _ = options
         sizes = zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
         out = [(size + 2 * p - d * (kernel - 1) - 1) // s + 1 for size, kernel, s, p, d in sizes]
-        return _nothing(x, (x.shape[0], weight.shape[0], *out), _autocast_dtype(x))
+        return _nothing(x, (x.shape[0], weight.shape[0], *out), ctx.dtype)
 
     @staticmethod
     def backward(ctx, grad):
@@ -349,15 +434,18 @@ class _Convolution(Function):
         weight, _ = ctx.parameters
         if ctx.normalised is None:
             weight = weight.to(grad.dtype)
-        elif weight.dtype == grad.dtype and weight.numel() >= grad.numel():
+        elif weight.dtype == grad.dtype and not ctx.scales_weight:
             grad = _scaled(grad, ctx.normalised.scale, 1)  # the smaller of the two
         else:
             weight = ctx.normalised.weight(grad.dtype)
-        x, no_padding, input_only = _unwritten(grad, ctx.shape), [0] * len(stride), (True, False, False)
+        x = ctx.unread
+        if x is None or x.dtype != grad.dtype or _format(x) != _format(grad):
+            x = _unwritten(grad, ctx.shape)
+        no_padding, input_only = [0] * len(stride), (True, False, False)
         gradient, _, _ = torch.ops.aten.convolution_backward(
             grad, x, weight, None, stride, padding, dilation, False, no_padding, groups, input_only
         )
-        return gradient, None, None
+        return gradient, None, None, None
 
 
 class _Scale(Function):
@@ -436,10 +524,16 @@ class _Addition(Function):
         return grad, grad
 
 
-def _scaled(tensor: Tensor, scale: Tensor, dim: int, out: Tensor | None = None) -> Tensor:
-    """``scale`` [C] times a tensor whose dimension ``dim`` is C, rounded once."""
-    out = torch.empty_like(tensor) if out is None else out
-    return torch.mul(tensor, scale.view(-1, *[1] * (tensor.dim() - dim - 1)), out=out)
+def _scaled(tensor: Tensor, scale: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
+    """``scale`` [C] times a tensor whose dimension ``dim`` is C, rounded once: to ``dtype``, or to the
+    tensor's."""
+    dtype = tensor.dtype if dtype is None else dtype
+    scale = scale.view(-1, *[1] * (tensor.dim() - dim - 1))
+    if dtype == torch.promote_types(tensor.dtype, scale.dtype):
+        return tensor * scale
+    if get_proxy_mode() is not None:  # a graph has no use for memory that is given
+        return (tensor * scale).to(dtype)
+    return torch.mul(tensor, scale, out=torch.empty_like(tensor, dtype=dtype))
 
 
 def _convolution_options(weight, bias=None, stride=1, padding=0, dilation=1, groups=1):

@@ -45,11 +45,18 @@ H100 = Card("H100 SXM", {"bfloat16": 500e12, "float32": 250e12}, 0.85 * 3.35e12,
 
 def predicted_seconds(counts: StepCounts, precision: str, card: Card = H100) -> float:
     """The seconds of a step in eager mode, from the first launch to the end of the last one."""
+    return max(predicted_ends(counts, precision, card).values())
+
+
+def predicted_ends(counts: StepCounts, precision: str, card: Card = H100) -> dict[str, float]:
+    """The seconds from the first launch of a step to the end of each phase, for the card and for the host."""
     host = device = 0.0
+    ends: dict[str, float] = {}
     done = [0.0]
     for event in counts.events:
         if isinstance(event, Wait):
             host = max(host, done[event.launches])
+            ends[event.phase] = max(host, device)
             continue
         seconds = max(event.bytes / card.memory_rate, card.shortest)
         if event.matrix:
@@ -57,4 +64,5 @@ def predicted_seconds(counts: StepCounts, precision: str, card: Card = H100) -> 
         host += card.issue
         device = max(device, host) + seconds
         done.append(device)
-    return max(host, device)
+        ends[event.phase] = max(host, device)
+    return ends

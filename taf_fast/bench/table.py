@@ -3,6 +3,7 @@
 from rich import box
 from rich.table import Table
 
+from taf_fast.bench.compiled import Kernels, total
 from taf_fast.bench.counts import Counts, StepCounts
 from taf_fast.bench.prediction import predicted_seconds
 from taf_fast.bench.steps import Costs
@@ -84,3 +85,25 @@ def count_ratios(plain: StepCounts, step: StepCounts) -> str:
         "peak memory": step.peak_bytes / plain.peak_bytes,
     }
     return f"{step.name}: " + ", ".join(f"{name} {ratio:.3f}x" for name, ratio in ratios.items())
+
+
+def kernel_table(steps: dict[str, dict[str, Kernels]], title: str) -> Table:
+    """Build a table with a row for every graph of compiled steps, and one for each step as a whole."""
+    table = Table(title=title, box=box.SIMPLE)
+    table.add_column("step", no_wrap=True)
+    table.add_column("graph", no_wrap=True)
+    for column in ("Triton kernels", "own kernels", "of matrices", "GB"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for step, graphs in steps.items():
+        for graph, kernels in (graphs | {"in all": total(graphs)}).items():
+            table.add_row(step, graph, *map(str, kernels[:3]), f"{kernels.bytes / 1e9:.1f}")
+            step = ""
+        table.add_section()
+    return table
+
+
+def kernel_ratios(plain: dict[str, Kernels], taf: dict[str, Kernels]) -> str:
+    """The kernels of a compiled step as multiples of the plain step's, in a line."""
+    ours, theirs = total(taf), total(plain)
+    launches = sum(ours[:3]) / sum(theirs[:3])
+    return f"launches {launches:.3f}x, bytes {ours.bytes / theirs.bytes:.3f}x"

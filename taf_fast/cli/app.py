@@ -113,5 +113,5 @@ def _errors_of_the_system() -> Iterator[None]:
         if not (isinstance(error, (MemoryError, torch.OutOfMemoryError)) or _NO_MEMORY in str(error)):
             raise
         raise UserError(
-            "out of memory: a smaller --batch-size, --num-segments or --size, or fewer threads, need less"
+            "out of memory: a smaller --batch-size, --num-segments or --size, or fewer --workers, need less"
         ) from error

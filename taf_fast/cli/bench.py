@@ -52,7 +52,7 @@ def bench(
         typer.Option(
             "--count",
             help="Time nothing: count what the plain and the TAF step ask of a GPU, which need not be there "
-            "(size 224, batch size 30, bfloat16 by default).",
+            "(size 224, batch size 30, bfloat16 by default); with --compile, the kernels of each graph.",
         ),
     ] = False,
 ) -> None:
@@ -68,13 +68,15 @@ def bench(
     if min(1 if batch_size is None else batch_size, repeats) < 1:
         raise RunError(f"batch_size and repeats must be at least 1, got {batch_size} and {repeats}")
     if count:
-        timing = {"device": device, "compile": compile, "threads": threads, "profile": profile or None}
+        timing = {"device": device, "threads": threads, "profile": profile or None}
         timing["channels_last"] = None if channels_last else False
         if given := [name for name, value in timing.items() if value is not None]:
-            raise RunError(
-                f"{', '.join(given)}: counts are those of the eager step in channels_last, on any device"
-            )
-        _count(model, num_segments, size or 224, batch_size or 30, precision or "bfloat16", shares, counts)
+            raise RunError(f"{', '.join(given)}: counts are those of a step in channels_last, on any device")
+        step = model, num_segments, size or 224, batch_size or 30, precision or "bfloat16"
+        if compile:
+            _count_compiled(*step, shares[0])
+        else:
+            _count(*step, shares, counts)
         return
     chosen = device_of(device)
     on_gpu = chosen.type == "cuda"
@@ -125,3 +127,21 @@ def _count(
     Console(width=max(120, Console().width)).print(count_table([plain, *taf], precision, title))
     print(f"Predicted, not measured, for an {H100.describe(precision)}")
     print(f"Against the plain step, {count_ratios(plain, taf[0])}")
+
+
+def _count_compiled(
+    model: str, num_segments: int, size: int, batch_size: int, precision: str, share: float
+) -> None:
+    from rich.console import Console
+
+    from taf_fast.bench.compiled import count_compiled
+    from taf_fast.bench.table import kernel_ratios, kernel_table
+
+    attacked = round(share * batch_size)
+    step = model, num_segments, size, batch_size, precision
+    plain, taf = count_compiled(*step), count_compiled(*step, attacked)
+    title = (
+        f"{model}, {batch_size} clips of {num_segments} x {size} pixels, {precision}, channels_last, compiled"
+    )
+    Console(width=max(120, Console().width)).print(kernel_table({"plain": plain, "TAF": taf}, title))
+    print(f"Against the plain step, TAF, p = {attacked / batch_size:.3g}: {kernel_ratios(plain, taf)}")

@@ -1,6 +1,5 @@
 """Data sets: writing a synthetic one, scanning one."""
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -38,7 +37,8 @@ def scan_command(
         typer.Option(help="File for the results. Default: taf_fast_manifest.jsonl in --data."),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(help="Number of processes. Default: one per CPU.", min=1, max=1024)
+        int | None,
+        typer.Option(help="Number of processes. Default: the CPUs that may be used.", min=1, max=1024),
     ] = None,
     cache: Annotated[
         Path | None,
@@ -60,8 +60,9 @@ def scan_command(
     """Decode every clip once, find the bad ones, and save finetune, evaluate and attention the same work."""
     from taf_fast.cli import scan as run
     from taf_fast.cli.scan import cache as write_cache
+    from taf_fast.data import usable_cpus
 
-    workers = workers or os.cpu_count() or 1
+    workers = workers or usable_cpus()
     if verify:
         if cache is not None:
             raise RunError("--verify writes nothing: give the folder of a cache as --data to verify it")

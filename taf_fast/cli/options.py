@@ -16,7 +16,7 @@ from taf_fast.errors import RunError
 from taf_fast.process import ranks
 from taf_fast.run.checkpoint import weights_file
 from taf_fast.run.config import FIELDS, MACHINE, MODEL, hint_of
-from taf_fast.run.values import check, declaration, default_text, kinds, number
+from taf_fast.run.values import AUTO, check, declaration, default_text, kinds, number
 
 if TYPE_CHECKING:
     from taf_fast.run.trained import Trained
@@ -86,7 +86,8 @@ ClassOrder = Annotated[str | None, option("class_order")]
 ManifestOption = Annotated[Path | None, option("manifest")]
 Device = Annotated[str | None, option("device")]
 Compile = Annotated[bool | None, option("compile")]
-Threads = Annotated[int, option("threads")]
+Workers = Annotated[int | None, option("workers")]
+Threads = Annotated[int | None, option("threads")]
 QuarantineLimit = Annotated[float, option("quarantine_limit")]
 Trust = Annotated[
     bool,
@@ -169,7 +170,8 @@ class TrainedOptions:
     class_order: ClassOrder = None
     manifest: ManifestOption = None
     device: Device = None
-    threads: Threads = 2
+    workers: Workers = None
+    threads: Threads = None
     quarantine_limit: QuarantineLimit = 0.1
     trust_checkpoint: Trust = False
 
@@ -215,9 +217,10 @@ def device_of(name: str | None) -> torch.device:
 
 
 def machine_of(given: dict[str, Any]) -> dict[str, Any]:
-    """The values ``device`` and ``compile`` of a run, where ``given`` may leave them open."""
-    device = str(device_of(given.get("device")))
-    return {"device": device, "compile": given.get("compile", device.startswith("cuda"))}
+    """The values of a run that depend on its device, where ``given`` leaves them open."""
+    device = device_of(given.get("device"))
+    on_gpu = device.type == "cuda"
+    return {"compile": on_gpu, "decoder": AUTO if on_gpu else "pyav"} | given | {"device": str(device)}
 
 
 def png_and_csv(option: str) -> Callable[[Path | None], Path | None]:

@@ -6,7 +6,16 @@ from typing import Annotated, Any
 import typer
 
 from taf_fast.cli.app import app
-from taf_fast.cli.options import Device, Threads, Trust, device_of, find_weights, option, require_writable
+from taf_fast.cli.options import (
+    Device,
+    Threads,
+    Trust,
+    Workers,
+    device_of,
+    find_weights,
+    option,
+    require_writable,
+)
 from taf_fast.errors import RunError
 from taf_fast.files import write_csv, write_json
 from taf_fast.plain import say
@@ -51,7 +60,8 @@ def predict(
         int, typer.Option(help="Clips at once, each with all its crops.", rich_help_panel=MACHINE)
     ] = 8,
     device: Device = None,
-    threads: Threads = 2,
+    workers: Workers = None,
+    threads: Threads = None,
     trust_checkpoint: Trust = False,
 ) -> None:
     """The most probable classes of clips without labels."""
@@ -73,6 +83,7 @@ def predict(
         size=size,
         views=views,
         batch_size=batch_size,
+        workers=workers,
         threads=threads,
         device=device_of(device),
         trust_checkpoint=trust_checkpoint,

@@ -13,7 +13,7 @@ from taf_fast.run.recipes import packaged
 
 _OPTIONS = (
     *("data", "checkpoint", "class_order", "manifest", "quarantine_limit"),
-    *("device", "compile", "decoder", "threads"),
+    *("device", "compile", "decoder", "workers", "threads"),
 )
 
 
@@ -48,7 +48,7 @@ def sweep(
     from taf_fast.sweep.plan import read_sweep
     from taf_fast.sweep.run import run_sweep
 
-    given = {"checkpoint": None, "out": out} | given | machine_of(given)
+    given = {"checkpoint": None, "out": out} | machine_of(given)
     planned = read_sweep(file, given, trust_checkpoint)
     if run_sweep(out, planned, trust_checkpoint):
         say(f"wrote {out / 'table.csv'} and {out / 'runs.csv'}")

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 
 from taf_fast.cli.app import app
@@ -11,6 +12,7 @@ from taf_fast.cli.score import print_scores
 from taf_fast.errors import RunError
 from taf_fast.files import make_folder, require_data_folder
 from taf_fast.plain import say
+from taf_fast.precision import best_precision
 from taf_fast.process import ranks
 from taf_fast.run.config import FIELDS, RUN, FinetuneConfig
 from taf_fast.run.recipes import NAMES, read_recipe
@@ -77,7 +79,8 @@ def finetune(
         if recipe is None or "data" in values:
             raise RunError("--out is missing: without a recipe for any data the run's folder must be given")
         given["out"] = Path("runs") / Path(recipe).stem
-    given |= machine_of(given)
+    given = machine_of(given)
+    values = {"precision": best_precision(torch.device(given["device"]))} | values
     # Describing a checkpoint can mean reading all of it.
     open_questions = {"model", "num_segments", "size"} - set(values | given)
     known = (

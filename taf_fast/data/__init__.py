@@ -1,6 +1,7 @@
 """Video data: annotations, scans, sampling plans, and batches of clips decoded by PyAV, PIL or DALI."""
 
 from taf_fast.data.clip import Manifest, VideoDataset
+from taf_fast.data.cpus import usable_cpus
 from taf_fast.data.formats.diving48 import read_diving48
 from taf_fast.data.formats.lists import read_lists
 from taf_fast.data.formats.read import read_dataset
@@ -33,4 +34,5 @@ __all__ = [
     "read_ssv2",
     "read_tree",
     "scan",
+    "usable_cpus",
 ]

@@ -1,17 +1,18 @@
 """Batches of decoded clips that can be interrupted, resumed and shared among ranks."""
 
+import multiprocessing
 import time
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from taf_fast.data.clip import Clip, Manifest
+from taf_fast.data.cpus import usable_cpus
 from taf_fast.data.decoding.dali import DaliFetcher
-from taf_fast.data.decoding.fetch import ClipFetcher, Fetched, Fetcher
+from taf_fast.data.decoding.fetch import ClipFetcher, Fetched, Fetcher, Request
+from taf_fast.data.decoding.workers import WorkerFetcher
 from taf_fast.data.views.crops import full_size
 from taf_fast.data.views.planner import ClipPlan, epoch_order, evaluation_plans, plan
 from taf_fast.data.views.view import DEFAULT_VIEW, ONE_VIEW, EvaluationViews, TrainingView
@@ -19,8 +20,10 @@ from taf_fast.errors import DataError
 
 DECODERS = ("pyav", "dali", "mixed")
 
-# Batches being decoded while the caller works on one.
-AHEAD = 2
+# Of fewer clips an epoch, threads have decoded a good part by the time worker processes have started.
+FEW_CLIPS = 256
+# Each takes four of the file descriptors, of which a process usually has 1024.
+MOST_WORKERS = 64
 
 
 @dataclass(frozen=True)
@@ -37,16 +40,6 @@ class Batch:
     wait: float
 
 
-@dataclass(frozen=True)
-class _Job:
-    """A batch being decoded: its (epoch, iteration), and the clip and label of each row."""
-
-    position: tuple[int, int]
-    clips: list[Clip]
-    labels: list[int]
-    fetched: Future[Fetched]
-
-
 class ClipLoader:
     """Iterates over the clips of a manifest, one epoch per loop.
 
@@ -55,8 +48,14 @@ class ClipLoader:
     clips in the order of the manifest. A label belongs to the view: mirroring can change the class.
 
     ``size`` is the side of the delivered frames in pixels for centre and training crops; three crops cover
-    more and are larger. ``batch_size`` is the number of clips per step on this rank, ``threads`` the number
-    of decoding threads.
+    more and are larger. ``batch_size`` is the number of clips per step on this rank.
+
+    ``workers`` is the number of processes that decode, by default one for each CPU that this process may use
+    (:func:`taf_fast.data.usable_cpus`), but none for few clips (less than 256 on this rank), for which
+    starting them does not pay, nor in a daemonic process, which may start none. ``threads`` is the number of
+    threads of this process that decode instead, which take its interpreter's time. What is delivered depends
+    on neither of them, nor on a worker that dies and is replaced. DALI decodes in threads of its own, as
+    many.
 
     ``decoder`` is "pyav" (PyAV decodes videos, PIL decodes JPEG, PyTorch resizes), "dali" (DALI decodes the
     codecs its CPU build supports and resizes everything; its pixels differ by a level or two) or "mixed"
@@ -88,7 +87,7 @@ class ClipLoader:
         batch_size: int,
         train: bool,
         seed: int = 0,
-        threads: int = 2,
+        threads: int | None = None,
         rank: int = 0,
         world_size: int = 1,
         quarantine_limit: float = 0.1,
@@ -96,17 +95,21 @@ class ClipLoader:
         views: EvaluationViews = ONE_VIEW,
         decoder: str = "pyav",
         pin_memory: bool = False,
+        workers: int | None = None,
     ):
         at_least_one = {
             "num_segments": num_segments,
             "size": size,
             "batch_size": batch_size,
             "threads": threads,
+            "workers": workers,
             "world_size": world_size,
         }
         for name, value in at_least_one.items():
-            if value < 1:
+            if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if threads is not None and workers is not None:
+            raise ValueError(f"workers must be none with {threads} threads, got {workers}")
         if not 0 <= rank < world_size:
             raise ValueError(f"rank must be in 0..{world_size - 1}, got {rank}")
         if seed < 0:
@@ -140,14 +143,21 @@ class ClipLoader:
         if train and len(self._good) < world_size:
             raise DataError(f"{len(self._good)} good clips are too few for {world_size} ranks")
         self._order: tuple[int, list[np.ndarray]] = (-1, [])
-        self._jobs: deque[_Job] = deque()
+        self._stream: Iterator[tuple[Request, Fetched]] | None = None
+        self._stream_position = (-1, -1)
         side = full_size(size) if views.crops == 3 else size
+        rows = self.batch_size * len(views)
+        few = len(self._good) // world_size < FEW_CLIPS or multiprocessing.current_process().daemon
         self._fetcher: Fetcher
-        if decoder == "pyav":
-            self._fetcher = ClipFetcher(side, threads, pin_memory)
-        else:
+        if decoder != "pyav":
             gpu = torch.cuda.current_device() if decoder == "mixed" else None
-            self._fetcher = DaliFetcher(manifest.good, side, self.batch_size * len(views), threads, gpu)
+            number = threads or workers or usable_cpus()
+            self._fetcher = DaliFetcher(manifest.good, side, rows, number, gpu)
+        elif threads is not None or (workers is None and few):
+            self._fetcher = ClipFetcher(side, threads or usable_cpus(), pin_memory)
+        else:
+            number = workers or min(usable_cpus(), MOST_WORKERS)
+            self._fetcher = WorkerFetcher(rows, num_segments, side, number, pin_memory, keep=train)
 
     def __len__(self) -> int:
         """Batches per epoch on this rank, including those that evaluation skips."""
@@ -156,17 +166,28 @@ class ClipLoader:
     def __iter__(self) -> Iterator[Batch]:
         while self.iteration < len(self):
             started = time.perf_counter()
-            batch = self._finish(self._next_job())
+            batch = self._finish(*self._next())
             if batch is None and self.train:
-                for job in self._substitutes():
-                    batch = self._finish(job)
+                self._stream = None
+                for request in self._substitutes():
+                    batch = self._finish(*next(self._fetcher.fetch(iter([request]))))
                     if batch is not None:
                         break
             self.iteration += 1
             if batch is not None:
                 yield Batch(*batch, time.perf_counter() - started)
+        if self._stream is not None:
+            next(self._stream, None)  # lets it see that there are no more
+            self._stream = None
         self.epoch += 1
         self.iteration = 0
+
+    def close(self) -> None:
+        """Ends the worker processes now, and not when the loader is no longer used; the next loop starts
+        others."""
+        self._stream = None
+        if isinstance(self._fetcher, WorkerFetcher):
+            self._fetcher.close()
 
     def state_dict(self) -> dict:
         """The position after the last delivered batch and the quarantined clips, as values that JSON can
@@ -194,7 +215,7 @@ class ClipLoader:
         self.epoch = state["epoch"]
         self.iteration = state["iteration"]
         self.quarantined = {**self.manifest.defects, **state["quarantined"]}
-        self._drop_jobs()
+        self._stream = None
         self._check(self.quarantined)
 
     def _batches(self) -> list[np.ndarray]:
@@ -213,43 +234,42 @@ class ClipLoader:
             self._order = (self.epoch, [self._good[batch] for batch in batches])
         return self._order[1]
 
-    def _next_job(self) -> _Job:
-        """The job at the current position; those after it are being decoded meanwhile."""
-        if self._jobs and self._jobs[0].position != (self.epoch, self.iteration):
-            self._drop_jobs()  # the position was moved
-        upcoming = range(self.iteration + len(self._jobs), min(self.iteration + 1 + AHEAD, len(self)))
-        self._jobs.extend(self._start(iteration, self._batches()[iteration]) for iteration in upcoming)
-        return self._jobs.popleft()
+    def _next(self) -> tuple[Request, Fetched]:
+        """The batch at the current position; those after it are being decoded meanwhile."""
+        stream, self._stream = self._stream, None  # after an error, the next call begins anew
+        if stream is None or self._stream_position != (self.epoch, self.iteration):
+            stream = self._fetcher.fetch(map(self._request, self._batches()[self.iteration :]))
+        batch = next(stream)
+        self._stream, self._stream_position = stream, (self.epoch, self.iteration + 1)
+        return batch
 
-    def _finish(self, job: _Job) -> tuple[torch.Tensor, torch.Tensor, list[str]] | None:
-        """Clips, labels and ids of a job's batch; None if no clip is good."""
-        fetched = job.fetched.result()
-        failures = {job.clips[row].id: reason for row, reason in fetched.failures.items()}
+    def _finish(
+        self, request: Request, fetched: Fetched
+    ) -> tuple[torch.Tensor, torch.Tensor, list[str]] | None:
+        """Clips, labels and ids of a batch; None if no clip is good."""
+        failures = {request.clips[row].id: reason for row, reason in fetched.failures.items()}
         # If this raises, the batch counts as not delivered: once the data are mended, the loop goes on there.
         self._check(self.quarantined | failures)
         self.quarantined |= failures
         # A clip is delivered with all its views or not at all.
-        good = [i for i, row in enumerate(fetched.rows) if job.clips[row].id not in failures]
+        good = [i for i, row in enumerate(fetched.rows) if request.clips[row].id not in failures]
         if not good:
             return None
         clips = fetched.clips if len(good) == len(fetched.rows) else fetched.clips[good]
         rows = [fetched.rows[i] for i in good[:: len(self.views)]]
-        return clips, torch.tensor([job.labels[row] for row in rows]), [job.clips[row].id for row in rows]
+        labels = torch.tensor([request.plans[row].label for row in rows])
+        return clips, labels, [request.clips[row].id for row in rows]
 
-    def _substitutes(self) -> Iterator[_Job]:
-        """Jobs of one clip each: first this rank's clips from here on, then all clips."""
+    def _substitutes(self) -> Iterator[Request]:
+        """Batches of one clip each: first this rank's clips from here on, then all clips."""
         batches = self._batches()
         order = batches[self.iteration :] + batches[: self.iteration] + [self._good]
         for position in np.concatenate(order):
             if self.manifest.clips[position].id not in self.quarantined:
-                yield self._start(self.iteration, [position])
+                yield self._request([position])
 
-    def _drop_jobs(self) -> None:
-        for job in self._jobs:
-            job.fetched.cancel()
-        self._jobs.clear()
-
-    def _start(self, iteration: int, positions: Iterable[int]) -> _Job:
+    def _request(self, positions: Iterable[int]) -> Request:
+        """The batch of the clips at ``positions`` in the manifest, without those that are quarantined."""
         clips: list[Clip] = []
         plans: list[ClipPlan] = []
         for position in map(int, positions):
@@ -258,8 +278,7 @@ class ClipLoader:
                 views = self._plan(clip, position)
                 clips += [clip] * len(views)
                 plans += views
-        labels = [plan.label for plan in plans]
-        return _Job((self.epoch, iteration), clips, labels, self._fetcher.submit(clips, plans))
+        return Request(clips, plans)
 
     def _plan(self, clip: Clip, position: int) -> list[ClipPlan]:
         if len(self.views) > 1:

@@ -14,6 +14,7 @@ import pickle
 import re
 import select
 import signal
+import socket
 import sys
 import threading
 import time
@@ -31,8 +32,14 @@ from taf_fast.errors import RunError, UserError
 TIMEOUT = datetime.timedelta(minutes=30)
 #: How long it waits after SIGTERM or SIGINT.
 STOP_SECONDS = 60.0
+#: After how long without a sign of life a rank counts as lost, as one does whose machine is gone.
+LOST_SECONDS = 120.0
+# From one sign of life to the next.
+_BEAT_SECONDS = 5.0
 # How long a rank that ends waits for the others to learn why.
 _END_SECONDS = 30.0
+# The key in the store of the error that ends all ranks.
+_END = "taf_fast.end"
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 T = TypeVar("T")
@@ -46,8 +53,9 @@ def joined() -> Iterator[None]:
     of them: whoever waits for it, or is about to, raises it too. A user error is raised on the first rank,
     which prints, and is SystemExit with status 2 on the others; of any other error the others learn by a
     user error, and the rank that has it raises it as it is. A rank that is killed, or does not answer for
-    ``TIMEOUT``, is a user error on each of the others; after SIGTERM or SIGINT, waiting ends within
-    ``STOP_SECONDS``.
+    ``TIMEOUT``, is a user error on each of the others. Waiting where no error can come, as for a GPU, ends
+    the process within ``STOP_SECONDS`` after SIGTERM or SIGINT, or after another rank has ended or has given
+    no sign of life for ``LOST_SECONDS``.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield
@@ -61,21 +69,21 @@ def joined() -> Iterator[None]:
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, timeout=TIMEOUT, store=store, rank=own_rank, world_size=ranks)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_ended_if_stuck())
         if not first():
             nowhere = stack.enter_context(open(os.devnull, "w"))
             stack.enter_context(contextlib.redirect_stdout(nowhere))
             stack.enter_context(contextlib.redirect_stderr(nowhere))
         try:
-            try:
-                yield
-            except SystemExit as ended:
-                if ended.code:
+            with _watched(store):
+                try:
+                    yield
+                except SystemExit as ended:
+                    if ended.code:
+                        raise
+                    # torchrun ends all ranks after an error in one, but the first may still have to write.
+                    anywhere(False)
+                    dist.destroy_process_group()
                     raise
-                # torchrun ends all ranks after an error in one, but the first may still have to write.
-                anywhere(False)
-                dist.destroy_process_group()
-                raise
         except BaseException as error:
             if isinstance(error, SystemExit) and not error.code:
                 raise
@@ -87,24 +95,24 @@ def joined() -> Iterator[None]:
 
 def _common_end(store: dist.Store, error: BaseException) -> BaseException:
     """Let an error of this rank end all others, unless theirs came first; what this rank is to raise."""
-    own_rank, ranks = rank(), count()
+    own_rank, ranks, own_place = rank(), count(), place()
     # Gloo has no exception of its own.
     waited = isinstance(error, dist.DistError) or "/gloo/" in str(error)
     if isinstance(error, UserError):
         common: UserError = error
     elif waited:
         common = RunError(
-            f"rank {own_rank} of {ranks} waited for another, which has ended or not answered for "
+            f"{own_place} waited for another, which has ended or not answered for "
             f"{TIMEOUT.total_seconds() / 60:g} minutes: {_reason(error)}"
         )
     else:
-        common = RunError(f"rank {own_rank} of {ranks} ended with {error!r}")
-    told = base64.b64encode(pickle.dumps(common)).decode()
+        common = RunError(f"{own_place} ended with {error!r}")
+    told = _to_store(common)
     first_told: list[str] = []
 
     def end() -> None:
         with contextlib.suppress(RuntimeError):  # where the process is gone that held the store
-            first_told.append(store.compare_set("taf_fast.end", "", told).decode())
+            first_told.append(store.compare_set(_END, "", told).decode())
             # Whoever waits for this rank stops waiting, and reads why.
             dist.destroy_process_group()
             ended = store.add("taf_fast.ended", 1)
@@ -117,10 +125,20 @@ def _common_end(store: dist.Store, error: BaseException) -> BaseException:
     thread.start()
     thread.join(_END_SECONDS)
     if not isinstance(error, UserError) and not waited:
+        with contextlib.suppress(OSError):
+            os.write(2, f"{own_place}:\n".encode(errors="backslashreplace"))  # a traceback follows
         return error
     if not first_told or (waited and first_told == [told]):
         return common  # on every such rank: the first may be the one that is lost
-    return pickle.loads(base64.b64decode(first_told[0])) if own_rank == 0 else SystemExit(2)
+    return _from_store(first_told[0]) if own_rank == 0 else SystemExit(2)
+
+
+def _to_store(error: UserError) -> str:
+    return base64.b64encode(pickle.dumps(error)).decode()
+
+
+def _from_store(text: str | bytes) -> UserError:
+    return pickle.loads(base64.b64decode(text))
 
 
 def _reason(error: BaseException) -> str:
@@ -129,15 +147,20 @@ def _reason(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def _ended_if_stuck() -> Iterator[None]:
-    """End the process if the main thread does nothing for ``STOP_SECONDS`` after SIGTERM or SIGINT.
+def _watched(store: dist.Store) -> Iterator[None]:
+    """End the process if its main thread does nothing for ``STOP_SECONDS`` after SIGTERM or SIGINT, or after
+    another rank has ended or is lost.
 
-    Python runs no handler of a signal while the main thread waits for another rank inside an exchange.
+    Python runs no handler of a signal while the main thread waits for another rank inside an exchange, and no
+    error ends a wait for a GPU that itself waits for a rank that is gone.
     """
     receiver, sender = os.pipe()
     os.set_blocking(sender, False)
     before = signal.set_wakeup_fd(sender, warn_on_full_buffer=False)
-    thread = threading.Thread(target=_end_if_stuck, args=(receiver, threading.get_ident()), daemon=True)
+    pulse = _Pulse(store)
+    arguments = (receiver, threading.get_ident(), pulse, place())
+    thread = threading.Thread(target=_end_if_stuck, args=arguments, daemon=True)
+    pulse.start()
     thread.start()
     try:
         yield
@@ -146,28 +169,78 @@ def _ended_if_stuck() -> Iterator[None]:
         os.close(sender)
         thread.join()
         os.close(receiver)
+        pulse.end()
 
 
-def _end_if_stuck(receiver: int, main_thread: int) -> None:
-    stopped_by, place, since = None, None, 0.0
+class _Pulse(threading.Thread):
+    """The signs of life of this rank, and a look at those of the next one and at the error that ends all."""
+
+    def __init__(self, store: dist.Store) -> None:
+        super().__init__(daemon=True)
+        self._store = store.clone()  # one store answers one thread at a time
+        self._own, self._next, self._ranks, self._host = rank(), (rank() + 1) % count(), count(), host()
+        self._beats, self._last = 0, b""
+        self._seen = self._answered = time.monotonic()
+        self._found: str | None = None
+        self._ended = threading.Event()
+
+    def run(self) -> None:
+        while self._found is None:
+            try:
+                self._found = self._look()
+            except RuntimeError as error:
+                self._found = f"the store of the ranks does not answer: {_reason(error)}"
+            self._answered = time.monotonic()
+            if self._ended.wait(_BEAT_SECONDS):
+                return
+
+    def _look(self) -> str | None:
+        key = "taf_fast.alive.{}".format
+        self._beats += 1
+        self._store.set(key(self._own), f"{self._beats} {self._host}")
+        if self._store.check([_END]):
+            return str(_from_store(self._store.get(_END)))
+        beat = self._store.get(key(self._next)) if self._store.check([key(self._next)]) else b""
+        now = time.monotonic()
+        if beat != self._last:
+            self._last, self._seen = beat, now
+        if now < self._seen + LOST_SECONDS:
+            return None
+        on = beat.decode().partition(" ")[2] or "an unknown machine"
+        lost = f"rank {self._next} of {self._ranks} on {on} gives no sign of life for {LOST_SECONDS:g} s"
+        self._store.compare_set(_END, "", _to_store(RunError(lost)))
+        return lost
+
+    def why(self) -> str | None:
+        """Why this rank cannot go on; None if nothing is known to be wrong."""
+        if self._found is None and time.monotonic() > self._answered + LOST_SECONDS:
+            return f"the store of the ranks does not answer for {LOST_SECONDS:g} s"
+        return self._found
+
+    def end(self) -> None:
+        self._ended.set()
+        self.join(1)  # it may wait for the store of a process that hangs
+
+
+def _end_if_stuck(receiver: int, main_thread: int, pulse: _Pulse, own_place: str) -> None:
+    why, status, position, since = None, 2, None, 0.0
     while True:
-        if select.select([receiver], [], [], stopped_by and 0.5)[0]:
+        if select.select([receiver], [], [], 0.5 if why else _BEAT_SECONDS)[0]:
             numbers = os.read(receiver, 64)
             if not numbers:
                 return
-            stops = {signal.SIGTERM, signal.SIGINT} & set(numbers)
-            stopped_by = stopped_by or next(iter(stops), None)
+            for number in {signal.SIGTERM, signal.SIGINT} & set(numbers) if why is None else ():
+                why, status = signal.Signals(number).name, 128 + number
+        elif why is None:
+            why = pulse.why()
         frame = sys._current_frames().get(main_thread)
         now = frame and (id(frame), frame.f_lasti)
-        if stopped_by is None or now != place:
-            place, since = now, time.monotonic()
+        if why is None or now != position:
+            position, since = now, time.monotonic()
         elif time.monotonic() > since + STOP_SECONDS:
-            name = signal.Signals(stopped_by).name
-            text = (
-                f"error: {name}, and no answer of the other ranks for {STOP_SECONDS:g} s: nothing was saved\n"
-            )
-            os.write(2, text.encode())
-            os._exit(128 + stopped_by)
+            text = f"error: {own_place}: {why}, and no answer for {STOP_SECONDS:g} s: nothing was saved\n"
+            os.write(2, text.encode(errors="backslashreplace"))
+            os._exit(status)
 
 
 def count() -> int:
@@ -178,6 +251,28 @@ def count() -> int:
 def rank() -> int:
     """The number of this rank, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
+
+
+def host() -> str:
+    """The name of this machine."""
+    return socket.gethostname()
+
+
+def place() -> str:
+    """This rank in words, with its machine."""
+    return f"rank {rank()} of {count()} on {host()}"
+
+
+def places() -> str:
+    """The ranks of every machine in words."""
+    hosts = _gather(host())
+    found = {name: [str(i) for i, of in enumerate(hosts) if of == name] for name in dict.fromkeys(hosts)}
+    return "; ".join(f"rank {', '.join(of)} on {name}" for name, of in found.items())
+
+
+def first_of_host() -> bool:
+    """Whether this is the rank that looks at the files of its machine."""
+    return first() or int(os.environ.get("LOCAL_RANK", 0)) == 0
 
 
 def first() -> bool:
@@ -202,32 +297,53 @@ def own_device(name: str) -> torch.device:
     return device
 
 
-def own_seed(seed: int) -> int:
-    """A different seed for every rank; the first rank's is ``seed`` itself."""
-    return seed if first() else int(np.random.SeedSequence([seed, rank()]).generate_state(1)[0])
+def own_seed(seed: int, *moment: int) -> int:
+    """A different seed for every rank, and for every ``moment``; the first rank's without one is ``seed``."""
+    if first() and not moment:
+        return seed
+    return int(np.random.SeedSequence([seed, *moment, rank()]).generate_state(1)[0])
 
 
-def share(batch_size: int) -> int:
-    """The number of clips per rank in a step of ``batch_size``; RunError if it is not divisible."""
-    if batch_size % count():
+def share(batch_size: int, parts: int = 1) -> int:
+    """The number of clips in each of ``parts`` parts of a rank's share in a step of ``batch_size``.
+
+    Raises:
+        RunError: the clips cannot be shared out evenly.
+    """
+    if batch_size % (count() * parts):
+        of_each = f" times the {parts} parts of each" if parts > 1 else ""
         raise RunError(
-            f"batch_size must be a multiple of {count()}, the ranks that share it, got {batch_size}"
+            f"batch_size must be a multiple of {count() * parts}, the ranks that share it{of_each}, "
+            f"got {batch_size}"
         )
-    return batch_size // count()
+    return batch_size // (count() * parts)
 
 
-def average_(tensors: list[Tensor]) -> None:
-    """Replace every tensor by its mean over ranks, in one exchange.
+def take_first(tensors: list[Tensor]) -> None:
+    """Replace every tensor by that of the first rank."""
+    if count() > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor, src=0)
+
+
+def start_averaging(tensors: list[Tensor]) -> Callable[[], None]:
+    """Begin to replace every tensor by its mean over ranks, in one exchange; what is returned waits for it.
 
     All ranks get the same bits. The tensors are on one device and have one dtype.
     """
-    if count() == 1:
-        return
+    if count() == 1 or not tensors:
+        return lambda: None
     flat = torch.cat([tensor.flatten() for tensor in tensors])
-    dist.all_reduce(flat)
-    flat /= count()
-    for tensor, mean in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
-        tensor.copy_(mean.view_as(tensor))
+    exchange = dist.all_reduce(flat, async_op=True)
+
+    def finish() -> None:
+        exchange.wait()
+        means = (flat / count()).split([tensor.numel() for tensor in tensors])
+        torch._foreach_copy_(
+            tensors, [mean.view_as(tensor) for tensor, mean in zip(tensors, means, strict=True)]
+        )
+
+    return finish
 
 
 def total(values: list[float]) -> list[float]:
@@ -273,9 +389,14 @@ def together() -> Iterator[None]:
             raise
         error = caught
     if anywhere(error is not None):
-        error = next(filter(None, _gather(error)))
-        error.known_to_all_ranks = True
-        raise error
+        raise first_error(error)
+
+
+def first_error(error: UserError | None) -> UserError:
+    """The first user error that any rank has, if at least one has one; for all of them to raise."""
+    found = next(filter(None, _gather(error)))
+    found.known_to_all_ranks = True
+    return found
 
 
 def _gather(value: T) -> list[T]:

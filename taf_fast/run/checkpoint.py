@@ -17,6 +17,7 @@ from taf_fast.errors import CheckpointError, ClassesError
 from taf_fast.files import write_atomically
 from taf_fast.models.pickles import is_safetensors
 from taf_fast.parsing import parse_json, to_json
+from taf_fast.process import ranks
 from taf_fast.run.config import FIELDS, hint_of
 from taf_fast.run.values import check, declaration
 
@@ -160,7 +161,8 @@ def save_state(
 def load_state(
     path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, average: nn.Module | None = None
 ) -> tuple[dict, dict[str, Tensor]]:
-    """Load a state of :func:`save_state` into ``model``, ``optimizer`` and ``average``.
+    """Load a state of :func:`save_state` into ``model``, ``optimizer`` and ``average``. The first rank reads
+    the file, for all.
 
     Returns:
         Its position and the states of its generators.
@@ -168,14 +170,7 @@ def load_state(
     Raises:
         CheckpointError: the file is damaged, or the state of another model or optimiser.
     """
-    with _opened(path) as file:
-        names, metadata = file.keys(), file.metadata() or {}
-        tensors = {name: file.get_tensor(name) for name in names}
-    checksum, header = _parts(metadata.get(_KEY, ""))
-    if checksum != _checksum(tensors, header):
-        raise CheckpointError(
-            f"{path} is damaged, or not a state of this program: its checksum is not that of its content"
-        )
+    header, tensors = ranks.from_first(lambda: _read_state(path))
     groups: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "generator": {}, "average": {}}
     for name, tensor in tensors.items():
         kind, _, rest = name.partition(".")
@@ -205,6 +200,18 @@ def load_state(
             state = torch.empty_like(parameter).copy_(tensor)
         optimizer.state[parameter][key] = state
     return parse_json(header), groups["generator"]
+
+
+def _read_state(path: Path) -> tuple[str, dict[str, Tensor]]:
+    with _opened(path) as file:
+        names, metadata = file.keys(), file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in names}
+    checksum, header = _parts(metadata.get(_KEY, ""))
+    if checksum != _checksum(tensors, header):
+        raise CheckpointError(
+            f"{path} is damaged, or not a state of this program: its checksum is not that of its content"
+        )
+    return header, tensors
 
 
 def _checksum(tensors: dict[str, Tensor], header: str) -> str:

@@ -23,6 +23,7 @@ from taf_fast.errors import RunError
 from taf_fast.parsing import parse_yaml
 from taf_fast.precision import PRECISIONS
 from taf_fast.run.values import (
+    AUTO,
     BELOW_ONE,
     FREE_ON_RESUME,
     UNIT,
@@ -67,8 +68,8 @@ class FinetuneConfig:
     :class:`taf_fast.AdvPropAugment`; "mixup", "cutmix", "framemixup" and "cubemixup" are
     :class:`taf_fast.augment.Mixing`. Options of an augmentation that are not fields here keep its defaults.
     ``alpha`` and ``composition`` are those of :class:`taf_fast.TAFStep`; ``sampling``, ``crop``, ``flip``,
-    ``swap`` and ``colour`` those of :class:`taf_fast.data.TrainingView`; ``decoder`` is that of
-    :class:`taf_fast.data.ClipLoader`.
+    ``swap`` and ``colour`` those of :class:`taf_fast.data.TrainingView`; ``decoder``, ``workers`` and
+    ``threads`` those of :class:`taf_fast.data.ClipLoader`.
 
     Towards ``quarantine_limit`` each rank counts its own bad clips and those that the other ranks had found
     when the state was last saved.
@@ -357,16 +358,52 @@ class FinetuneConfig:
         help="Precision of training steps: float32 or bfloat16. Evaluation is in float32.",
         panel=TRAINING,
         choices=PRECISIONS,
+        shown="bfloat16 on a GPU that computes in it, or float32",
+    )
+    deterministic: bool = value(
+        False,
+        help="The same bits in each run on the same machine, by slower algorithms on a GPU.",
+        panel=MACHINE,
+        scope=Scope.MACHINE,
+    )
+    accumulate: int = value(
+        1,
+        help="Parts in which each process computes its clips of a step, one after another: less memory for "
+        "the same batch size; batch norms see the clips of a part.",
+        panel=MACHINE,
+        scope=Scope.SHARING,
+        rule=at_least(1),
+    )
+    exchange: str = value(
+        "float32",
+        help="Precision in which processes exchange gradients: float32, or bfloat16 for half the traffic.",
+        panel=MACHINE,
+        scope=Scope.SHARING,
+        choices=PRECISIONS,
     )
     decoder: str = value(
         "pyav",
-        help="Video decoder: pyav, dali or, on a GPU, mixed.",
+        help="Video decoder: pyav, dali or, on a GPU, mixed; auto takes the fastest for these clips.",
         panel=MACHINE,
         scope=Scope.MACHINE,
-        choices=("pyav", "dali", "mixed"),
+        choices=("pyav", "dali", "mixed", AUTO),
+        shown="auto on a GPU, or pyav",
     )
-    threads: int = value(
-        2, help="Decoding threads per process.", panel=MACHINE, scope=Scope.NEUTRAL, rule=between(1, 1024)
+    workers: int | None = value(
+        None,
+        help="Processes that decode clips, for each process of the run; dali and mixed take as many threads.",
+        panel=MACHINE,
+        scope=Scope.NEUTRAL,
+        rule=between(1, 1024),
+        shown="the CPUs that the process may use; none for fewer than 256 clips",
+    )
+    threads: int | None = value(
+        None,
+        help="Threads of the process itself that decode clips, instead of --workers.",
+        panel=MACHINE,
+        scope=Scope.NEUTRAL,
+        rule=between(1, 1024),
+        shown="none",
     )
     checkpoint_every: int = value(
         200, help="Steps between two saved states.", panel=RUN, scope=Scope.NEUTRAL, rule=at_least(1)
@@ -422,6 +459,8 @@ class FinetuneConfig:
             raise wrong("patience", "none without keep_best, which names the score", self.patience)
         if self.decoder == "mixed" and not self.device.startswith("cuda"):
             raise wrong("decoder", f"pyav or dali on device {self.device}", self.decoder)
+        if self.workers is not None and self.threads is not None:
+            raise wrong("workers", f"none with threads = {self.threads}", self.workers)
         if self.num_frames is not None and self.num_frames > self.num_segments:
             raise wrong("num_frames", f"at most num_segments = {self.num_segments}", self.num_frames)
         try:

@@ -3,14 +3,15 @@
 import contextlib
 import copy
 import dataclasses
+import functools
 import math
 import resource
 import statistics
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,15 +24,14 @@ from taf_fast.data import (
     Manifest,
     VideoDataset,
     read_dataset,
-    read_manifest,
 )
-from taf_fast.errors import ClassesError, OutputError, RunError, Stopped
+from taf_fast.errors import ClassesError, OutputError, RunError, Stopped, UserError
 from taf_fast.files import make_folder, write_atomically, write_json
 from taf_fast.measure.evaluate import Evaluation, Prediction, predict, score, write_predictions
 from taf_fast.models.dual_batch_norm import add_adversarial_bn, strip_adversarial_bn
 from taf_fast.models.memory_format import channels_last
 from taf_fast.plain import say
-from taf_fast.precision import autocast
+from taf_fast.precision import algorithms, autocast
 from taf_fast.process import ranks
 from taf_fast.process.host_copy import HostCopy
 from taf_fast.process.progress import Progress
@@ -46,16 +46,19 @@ from taf_fast.run.checkpoint import (
     save_state,
     save_weights,
 )
-from taf_fast.run.config import FinetuneConfig, absolute, names_of
+from taf_fast.run.config import FIELDS, FinetuneConfig, absolute, hint_of, names_of
+from taf_fast.run.decoder_choice import decoders_of, fastest_decoder
 from taf_fast.run.environment import environment
 from taf_fast.run.folder import RunFolder
 from taf_fast.run.metrics import MetricsLog
 from taf_fast.run.model import build_model, norm_of_single_values
 from taf_fast.run.optim import build_optimizer, learning_rates, set_learning_rate
-from taf_fast.run.scanned import scanned
+from taf_fast.run.reduction import ReducedStep
+from taf_fast.run.scanned import scanned_by_first
 from taf_fast.run.trackers import Trackers, require_trackers
-from taf_fast.run.values import FREE_ON_RESUME, Scope, quoted
-from taf_fast.step import PlainStep, TAFStep
+from taf_fast.run.values import AUTO, FREE_ON_RESUME, Scope, kinds, quoted
+from taf_fast.run.waiting import Waiting
+from taf_fast.step import PlainStep, StepOutput, TAFStep
 
 # Means over the clips of each rank, which are averaged over ranks; everything else is summed.
 _MEANS = {"loss", "clean_loss", "adv_loss", "grad_norm"}
@@ -92,7 +95,9 @@ def finetune(config: FinetuneConfig, resume: bool = False, trust_checkpoint: boo
         config: without a checkpoint, training starts from random or ImageNet weights.
         resume: go on from the state in ``config.out``, if there is one. On the same machine, with as many
             threads and ranks, the result is bit for bit that of a run that was never interrupted, and that
-            had as many epochs from the start if there are more of them now.
+            had as many epochs from the start if there are more of them now. Another number of ranks, or of
+            parts (``accumulate``), takes the same clips in the same steps; batch norms then see other
+            groups of them, and generators are new ones.
         trust_checkpoint: run the code that a ``torch.save`` checkpoint may hold.
 
     Returns:
@@ -166,6 +171,10 @@ def _crc(text: str) -> str:
     return f"{zlib.crc32(text.encode(errors='surrogatepass')):08x}"
 
 
+def _backward_of(share: float, loss: Tensor) -> None:
+    (loss if share == 1 else share * loss).backward()
+
+
 class _Scalars:
     """Scalars of a step by ``names``, those on ``device`` on their way to the host in one copy."""
 
@@ -182,12 +191,34 @@ class _Scalars:
 
 class _Unsettled(NamedTuple):
     """A step whose results have not been read yet: its number, scalars, clips of this rank, and what else to
-    log."""
+    log, in which ``step_seconds`` may grow."""
 
     step: int
     scalars: _Scalars
     clips: int
     about: dict[str, float]
+
+
+def _require_equal_values(config: FinetuneConfig) -> None:
+    """Raise RunError, on all ranks, if one was started with other values than the first. Each machine may
+    have its own files and threads."""
+    free = {"threads", "workers"} | {name for name in FIELDS if Path in kinds(hint_of(name))}
+    values = {name: getattr(config, name) for name in FIELDS if name not in free}
+    first = ranks.from_first(lambda: (ranks.place(), values))
+    with ranks.together():
+        for name, value in values.items():
+            if value != first[1][name]:
+                raise RunError(
+                    f"{name} must be equal on all ranks: {quoted(value)} for {ranks.place()}, "
+                    f"{quoted(first[1][name])} for {first[0]}"
+                )
+
+
+def _computing(config: FinetuneConfig) -> str:
+    """How a GPU computes the steps of a run, in words."""
+    precision = "float32 (TF32)" if config.precision == "float32" else config.precision
+    ways = {"compiled": config.compile, "deterministic": config.deterministic}
+    return ", ".join(["channels_last", precision, *(way for way, chosen in ways.items() if chosen)])
 
 
 class _Training:
@@ -201,8 +232,12 @@ class _Training:
         self.locked = False
         self.steps_done = self.epochs_validated = 0
         self.best: Best | None = None
-        self.unsettled: _Unsettled | None = None
+        self.unsettled: list[_Unsettled] = []
+        self.measured: dict[str, float] = {}  # of the last step that was settled
+        self.waiting = Waiting()
         self.progress: Progress | None = None
+        self.stop: StopRequest | None = None
+        self.stopping = False
 
     def look_into_folder(self, resume: bool) -> None:
         """Refuse a folder in which the run cannot begin or go on, before any work."""
@@ -212,11 +247,15 @@ class _Training:
     def build(self, trust_checkpoint: bool) -> None:
         """Make the data loaders, the model, the optimiser and the step."""
         config = self.config
+        _require_equal_values(config)
         if ranks.first() and (doubt := config.doubt()) is not None:
             say(doubt)
-        self.batch_size = ranks.share(config.batch_size)
+        part = ranks.share(config.batch_size, config.accumulate)
+        self.batch_size = part * config.accumulate
         torch.manual_seed(config.seed)
         self.device = ranks.own_device(config.device)
+        self.copying = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        self.stack.enter_context(algorithms(self.device, config.deterministic))
 
         datasets = [read_dataset(config.data, split) for split in ("train", "validation")]
         if config.dataset not in (None, datasets[0].name):
@@ -225,35 +264,43 @@ class _Training:
         self.info = ModelInfo(
             config.model, datasets[0].classes, config.num_segments, config.size, self.model.options
         )
-        train, validation = ranks.from_first(lambda: self._scan(datasets))
+        # A bad validation clip is to be found before the first epoch; bad training clips are replaced.
+        train, validation = scanned_by_first(datasets, config.manifest, [True, False])
+        decoder = ranks.from_first(lambda: self._decoder(train))
+        self.config = config = dataclasses.replace(config, decoder=decoder)
+        if self.device.type == "cuda" and ranks.first():
+            say(f"{torch.cuda.get_device_name(self.device)}: {_computing(config)}")
         self.loader = self._loader(train, train=True)
         self.validation = self._loader(validation, train=False)
-        if min(self.batch_size, len(train.good) // ranks.count()) == 1:
+        if min(part, max(1, len(train.good) // ranks.count() // config.accumulate)) == 1:
             self._require_batches_of_one()
         if config.attack() is not None:
             add_adversarial_bn(self.model)
         channels_last(self.model.to(self.device)).train()
         self.optimizer = self._build_optimizer()
         self.average = None if config.ema is None else moving_average(self.model, config.ema)
-        self.running_statistics = [
-            buffer
-            for name, buffer in self.model.named_buffers()
-            if name.endswith(("running_mean", "running_var"))
-        ]
         if not ranks.first():  # the first draws the same numbers as a single process
             torch.manual_seed(ranks.own_seed(config.seed))
         self.generator = torch.Generator(self.device).manual_seed(ranks.own_seed(config.seed))
         self.step = self._build_step()
+        self.reduced = (
+            ReducedStep(self.step, self._statistics(), config.exchange) if ranks.count() > 1 else None
+        )
 
     def begin(self, resume: bool) -> None:
         """Take the folder, restore the state in it, and write the files with which a run begins."""
         # Nothing is written before the run is known to work and all ranks have looked into the folder.
         self.metrics = MetricsLog(self.folder.metrics)
         ranks.from_first(lambda: self._take_folder(resume, make=True))
-        lines, checksum = self._restore() if self.folder.state.exists() else (0, 0)
-        ranks.from_first(lambda: self._begin(lines, checksum))
+        # The folder may be on the first rank's machine alone.
+        begun = ranks.from_first(self.folder.state.exists)
+        lines, checksum = self._restore() if begun else (0, 0)
+        places = ranks.places()
+        if places.count(" on ") > 1 and ranks.first():
+            say(places)
+        ranks.from_first(lambda: self._begin(lines, checksum, places))
 
-    def _begin(self, lines: int, checksum: int) -> None:
+    def _begin(self, lines: int, checksum: int, places: str) -> None:
         """Write the files with which a run begins. What a kill leaves without a configuration is no run."""
         begun = self.folder.exists()
         if begun:  # if its files do not fit, it keeps the configuration that it has
@@ -268,7 +315,8 @@ class _Training:
         if self.steps_done:
             with contextlib.suppress(RunError):  # without this file the run goes on all the same
                 earlier = self.folder.read_environment()
-        found = environment(self.device, self._data_lines(), earlier)
+        about = self._data_lines() | {"processes": places}
+        found = environment(self.device, about, earlier)
         write_json(self.folder.environment, found, indent=1)
         if not begun:
             self.metrics.rewind(lines, checksum)
@@ -285,7 +333,11 @@ class _Training:
         if self.folder.exists():
             if not resume:
                 raise RunError(f"{self.folder.path} holds a run already: resume it, or choose another folder")
-            self.config.require_same_run(self.folder.read_config(), resume=True)
+            earlier = self.folder.read_config()
+            config = self.config
+            if config.decoder == AUTO:  # it was chosen when the run began
+                config = dataclasses.replace(config, decoder=earlier.decoder)
+            config.require_same_run(earlier, resume=True)
         elif left := self.folder.left_without_config():
             raise RunError(
                 f"{self.folder.path} has {left} but no {self.folder.config.name}: a run without its "
@@ -324,35 +376,50 @@ class _Training:
         except ValueError as error:
             raise RunError(f"{self.config.model}: {error}") from None
 
-    def _scan(self, datasets: list[VideoDataset]) -> list[Manifest]:
-        known = read_manifest(self.config.data, self.config.manifest)
-        # A bad validation clip is to be found before the first epoch; bad training clips are replaced.
-        return [scanned(dataset, known, quick=dataset.split == "train") for dataset in datasets]
+    def _decoder(self, train: Manifest) -> str:
+        """The decoder of the run: that of its earlier part, or if it is open, the fastest."""
+        if self.config.decoder != AUTO:
+            return self.config.decoder
+        if self.folder.exists():
+            return self.folder.read_config().decoder
+        decoder, why = fastest_decoder(
+            lambda decoder: self._loader(train, train=True, decoder=decoder), decoders_of(self.device)
+        )
+        say(why)
+        return decoder
 
-    def _loader(self, manifest: Manifest, train: bool) -> ClipLoader:
+    def _loader(self, manifest: Manifest, train: bool, decoder: str | None = None) -> ClipLoader:
         config = self.config
-        return ClipLoader(
+        loader = ClipLoader(
             manifest,
             config.num_segments,
             config.size,
             self.batch_size,
             train=train,
             seed=config.seed,
+            workers=config.workers,
             threads=config.threads,
             rank=ranks.rank(),
             world_size=ranks.count(),
-            decoder=config.decoder,
+            decoder=config.decoder if decoder is None else decoder,
             pin_memory=self.device.type == "cuda",
             quarantine_limit=config.quarantine_limit,
             view=config.view(),
         )
+        self.stack.callback(loader.close)
+        return loader
 
-    def _build_step(self) -> nn.Module:
+    def _build_step(self) -> PlainStep | TAFStep:
         config = self.config
         attack = config.attack()
         if attack is None:
             return PlainStep(self.model, config.compile, config.mixing())
         return TAFStep(self.model, attack, config.alpha, config.composition, config.compile)
+
+    def _statistics(self) -> list[Tensor]:
+        """The running statistics of all batch norms."""
+        ends = ("running_mean", "running_var")
+        return [buffer for name, buffer in self.model.named_buffers() if name.endswith(ends)]
 
     def try_out(self) -> DryRun:
         """The first step, which pays for allocations and compilation, and the same once more."""
@@ -364,7 +431,8 @@ class _Training:
         for _ in range(2):
             started = time.perf_counter()
             self._train_step(batch)
-            losses.append(self._settle()["loss"])
+            self._settle()
+            losses.append(self.measured["loss"])
             seconds = time.perf_counter() - started
         if self.device.type == "cuda":
             memory = torch.cuda.max_memory_reserved(self.device)
@@ -396,16 +464,15 @@ class _Training:
                     lr = next(rates)
                     set_learning_rate(self.optimizer, lr)
                     self._train_step(batch, epoch=epoch, lr=lr)
-                    # Signals reach ranks in different steps.
-                    stopping = ranks.anywhere(stop.requested)
-                    if stopping or self.steps_done % config.checkpoint_every == 0:
+                    if self.steps_done % config.checkpoint_every == 0:
                         self.save()
-                    if stopping:
-                        progress.line(
-                            f"stopped at step {self.steps_done}, its state is in {self.folder.state}"
-                        )
-                        return None
+                if self.stopping:
+                    self.save()
+                    progress.line(f"stopped at step {self.steps_done}, its state is in {self.folder.state}")
+                    return None
                 self._settle()
+                if (waited := self.waiting.end_epoch(config, self.loader)) is not None:
+                    progress.line(f"{self.folder.path.name} epoch {epoch + 1}/{config.epochs}: {waited}")
                 predictions = predict(self.trained, self.validation, self.device)
                 evaluation = score(predictions)
                 self._count_epoch(evaluation)
@@ -463,17 +530,31 @@ class _Training:
         save_weights(path, strip_adversarial_bn(copy.deepcopy(self.trained)), self.info)
 
     def _batches(self) -> Iterator[Batch]:
-        """The rest of the epoch. If one rank has no batch, all raise its error and keep their position."""
+        """The rest of the epoch, or until a rank is asked to stop. If one rank has no batch, all raise its
+        error. In both cases the position is that after the last batch.
+
+        Between two batches ranks have one exchange on the host, while a GPU computes the step before it.
+        """
         batches = iter(self.loader)
         while True:
-            iteration = self.loader.iteration
+            position = self.loader.epoch, self.loader.iteration
+            batch, error = None, None
             try:
-                with ranks.together():
-                    batch = next(batches, None)
-            except DataError:
-                self.loader.iteration = iteration
-                raise
-            if batch is None:
+                batch = next(batches, None)
+            except UserError as caught:
+                error = caught
+            started = time.perf_counter()
+            asked = self.stop is not None and self.stop.requested
+            # Signals reach ranks in different steps.
+            stopping, failing = self._settle(flags=(asked, error is not None), leave=1)
+            if self.unsettled:
+                self.unsettled[-1].about["step_seconds"] += time.perf_counter() - started
+            if stopping or failing:
+                self.loader.epoch, self.loader.iteration = position
+            if failing:
+                raise ranks.first_error(error)
+            self.stopping = stopping
+            if batch is None or stopping:
                 return
             yield batch
 
@@ -484,66 +565,106 @@ class _Training:
             self.trackers.add(line)
 
     def _train_step(self, batch: Batch, **about: float) -> None:
-        """Train on a batch, then settle the step before: the host waits for that one alone, while the GPU
-        computes this one."""
+        """Train on a batch. The host does not wait for the results: a GPU still computes."""
         started = time.perf_counter()
-        clips, labels = batch.clips, batch.labels
-        # Copies from pinned memory run while the host goes on.
-        clips, labels = (tensor.to(self.device, non_blocking=True) for tensor in (clips, labels))
-        self.optimizer.zero_grad()
+        clips, labels = self._on_device(batch)
+        if len(labels) < (parts := self.config.accumulate):
+            # Ranks meet in every part, so none may be empty.
+            again = torch.arange(parts, device=self.device) % len(labels)
+            clips, labels = clips[again], labels[again]
+        (self.reduced or self.optimizer).zero_grad()
         try:
             with autocast(self.device, self.config.precision):
-                out = self.step.accumulate_grads(clips, labels, self.generator)
+                scalars = self._accumulate_grads(clips, labels)
         except SingleValueError:
             raise RunError(
                 f"step {self.steps_done + 1} has a single good clip, of which a batch norm of "
                 f"{self.config.model} gets a single value per channel, expected more: replace the bad clips, "
                 f"or choose a larger size than {self.config.size}"
             ) from None
-        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
-        ranks.average_(gradients + self.running_statistics)
         limit = self.config.clip_grad
         if limit:
             norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
         else:
-            norm = nn.utils.get_total_norm(gradients)
-        correct = (out.pop("logits").argmax(1) == labels).sum()
+            gradients = [parameter.grad for parameter in self.model.parameters()]
+            norm = nn.utils.get_total_norm([gradient for gradient in gradients if gradient is not None])
         self.optimizer.step()
         if self.average is not None:
             self.average.update_parameters(self.model)
         self.steps_done += 1
-        scalars = _Scalars(out | {"grad_norm": norm, "correct": correct}, self.device)
-        self._settle()
+        copied = _Scalars(scalars | {"grad_norm": norm}, self.device)
         about |= {"wait_seconds": batch.wait, "step_seconds": time.perf_counter() - started}
-        self.unsettled = _Unsettled(self.steps_done, scalars, len(labels), about)
+        self.unsettled.append(_Unsettled(self.steps_done, copied, len(labels), about))
 
-    def _settle(self) -> dict[str, float]:
-        """Log the last step, unless that was done, and return what was measured.
+    def _on_device(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The clips and labels of a batch, on a GPU copied from pinned memory while it computes the step
+        before, which the host does not wait for."""
+        if self.copying is None:
+            return batch.clips.to(self.device), batch.labels.to(self.device)
+        with torch.cuda.stream(self.copying):
+            clips = batch.clips.to(self.device, non_blocking=True)
+            labels = batch.labels.to(self.device, non_blocking=True)
+        computing = torch.cuda.current_stream(self.device)
+        computing.wait_stream(self.copying)
+        for tensor in (clips, labels):
+            tensor.record_stream(computing)  # or its memory would be given away too early
+        return clips, labels
 
-        RunError if its loss or gradient is not finite. By then this step has moved the weights, and perhaps
-        the next one has too: nothing is saved before all steps are settled.
+    def _accumulate_grads(self, clips: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """The gradient of a batch over all ranks, part by part, each of which weighs as many clips as it has.
+        -> the scalars of the batch on this rank."""
+        parts, found = self.config.accumulate, dict[str, Tensor]()
+        xs, ys = clips.tensor_split(parts), labels.tensor_split(parts)
+        for number, (x, y) in enumerate(zip(xs, ys, strict=True), 1):
+            share = len(y) / len(labels)
+            backward = functools.partial(_backward_of, share)
+            out: StepOutput
+            if self.reduced is None:
+                out = self.step.accumulate_grads(x, y, self.generator, backward)
+            else:
+                out = self.reduced.accumulate_grads(x, y, self.generator, backward, last=number == parts)
+            scalars: dict[str, Any] = {**out}
+            scalars["correct"] = (scalars.pop("logits").argmax(1) == y).sum()
+            for name, value in scalars.items():
+                value = value * share if name in _MEANS and parts > 1 else value
+                found[name] = found[name] + value if name in found else value
+        return found
+
+    def _settle(self, flags: Sequence[bool] = (), leave: int = 0) -> list[bool]:
+        """Log the steps that are not logged yet, without the last ``leave``; all ranks do so in one exchange.
+        -> whether any rank raises each of the ``flags``.
+
+        RunError if the loss or the gradient of one is not finite. By then it has moved the weights, and the
+        steps after it have too: nothing is saved before all steps are settled.
         """
-        if self.unsettled is None:
-            return {}
-        (step, scalars, clips, about), self.unsettled = self.unsettled, None
-        *values, count = ranks.total([*scalars.read(), clips])
+        due, self.unsettled = self.unsettled[: -leave or None], self.unsettled[-leave:] if leave else []
+        values = [float(flag) for flag in flags]
+        for step in due:
+            values += [*step.scalars.read(), step.clips]
+        totals = iter(ranks.total(values) if values else ())
+        raised = [next(totals) > 0 for _ in flags]
+        for step in due:
+            self._log_step(step, {name: next(totals) for name in step.scalars.names}, int(next(totals)))
+        return raised
+
+    def _log_step(self, of: _Unsettled, totals: dict[str, float], clips: int) -> None:
         measured = {
-            name: value / ranks.count() if name in _MEANS else value
-            for name, value in zip(scalars.names, values, strict=True)
+            name: value / ranks.count() if name in _MEANS else value for name, value in totals.items()
         }
         if not (math.isfinite(measured["loss"]) and math.isfinite(measured["grad_norm"])):
             raise RunError(
-                f"step {step}: loss {measured['loss']}, gradient norm {measured['grad_norm']}, "
+                f"step {of.step}: loss {measured['loss']}, gradient norm {measured['grad_norm']}, "
                 f"expected finite values; {self._kept()}"
             )
-        if self.progress is None:  # a dry run
-            return measured
-        self._log(step, **about, **measured, clips=int(count))
+        self.measured = measured
+        self.waiting.add(of.about["wait_seconds"], of.about["step_seconds"])
+        if self.progress is None or self.stop is None:  # a dry run
+            return
+        self._log(of.step, **of.about, **measured, clips=clips)
         try:
-            self.progress.update(step, f"loss {measured['loss']:.3f}")
+            self.progress.update(of.step, f"loss {measured['loss']:.3f}")
         except OutputError:  # after the state is saved, the next line raises it again
             self.stop.requested = True
-        return measured
 
     def _kept(self) -> str:
         kept = self.progress is not None and self.folder.state.exists()
@@ -602,7 +723,7 @@ class _Training:
             "train": self.loader.state_dict(),
             "epochs_validated": self.epochs_validated,
             "best": None if self.best is None else dataclasses.asdict(self.best),
-            "ranks": ranks.count(),
+            "sharing": self._sharing(),
             "run": self._fingerprint(),
         }
         # The state counts on what comes before it, so that must outlast a power cut that the state outlasts.
@@ -611,10 +732,8 @@ class _Training:
         write_json(self.folder.quarantine, quarantined, indent=1)
         save_state(self.folder.state, self.model, self.optimizer, states, position, self.average)
 
-    def _restore(self) -> tuple[int, int]:
-        """Put the saved state back in place; returns the number and the checksum of the lines of the metrics
-        that it counts on."""
-        position, states = load_state(self.folder.state, self.model, self.optimizer, self.average)
+    def _require_same_run(self, position: dict) -> None:
+        """Raise RunError if a saved state is that of other values or data."""
         now, there = self._fingerprint(), position["run"]
         moved = now["data"] != there.get("data")
         changed = [name for name in now if now[name] != there.get(name)]
@@ -623,14 +742,14 @@ class _Training:
             raise RunError(
                 f"{self.folder.state} is the state of another run, which differs in {', '.join(changed)}"
             )
-        if (earlier := position["ranks"]) != ranks.count():
-            raise RunError(
-                f"{self.folder.path} cannot be resumed: it has {earlier} ranks, now {ranks.count()}"
-            )
-        if moved and ranks.first():
+        if moved:
             say(f"the data set was in {there['data']}, now it is in {now['data']}")
-        for name, generator in self._generators().items():
-            generator.set_state(states[name])
+
+    def _restore(self) -> tuple[int, int]:
+        """Put the saved state back in place; returns the number and the checksum of the lines of the metrics
+        that it counts on."""
+        position, states = load_state(self.folder.state, self.model, self.optimizer, self.average)
+        ranks.from_first(lambda: self._require_same_run(position))
         self.steps_done, self.epochs_validated = position["step"], position["epochs_validated"]
         if self.epochs_validated > self.config.epochs:
             raise RunError(
@@ -643,8 +762,33 @@ class _Training:
             self.loader.load_state_dict(position["train"])
         except ValueError as error:
             raise RunError(f"{self.folder.path} cannot be resumed: {error}") from None
+        self._restore_sharing(position, states)
         lines, checksum = position["metrics"]
         return lines, checksum
+
+    def _sharing(self) -> dict[str, Any]:
+        """How ranks share a step, by names."""
+        values = {name: getattr(self.config, name) for name in sorted(names_of(Scope.SHARING))}
+        return {"ranks": ranks.count()} | values
+
+    def _restore_sharing(self, position: dict, states: dict[str, Tensor]) -> None:
+        """Put the generators back in place; with another number of ranks, each gets new ones."""
+        now = self._sharing()
+        # States of earlier versions know the number of ranks alone.
+        there = position.get("sharing", now | {"ranks": position.get("ranks")})
+        changed = [name for name in now if now[name] != there[name]]
+        if changed and ranks.first():
+            texts = [f"{name} {there[name]} before, {now[name]} now" for name in changed]
+            say(
+                f"{'; '.join(texts)}: from step {self.steps_done + 1} on, the same clips and learning rates, "
+                "but not bit for bit the same run"
+            )
+        for name, generator in self._generators().items():
+            if "ranks" not in changed:
+                generator.set_state(states[name])
+            else:
+                moment = self.loader.epoch, self.steps_done
+                generator.manual_seed(ranks.own_seed(self.config.seed, *moment))
 
     def _finish(self, predictions: list[Prediction]) -> Result:
         self._save_weights(self.folder.weights)

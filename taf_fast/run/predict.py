@@ -48,7 +48,8 @@ def predict(
     size: int | None = None,
     views: EvaluationViews = ONE_VIEW,
     batch_size: int = 8,
-    threads: int = 2,
+    workers: int | None = None,
+    threads: int | None = None,
     device: str | torch.device | None = None,
     trust_checkpoint: bool = False,
 ) -> Guesses:
@@ -60,6 +61,7 @@ def predict(
         top: how many classes of each clip.
         num_segments, size: None for the model's own, or else 8 frames of 224 pixels.
         views: crops and clips of a video, whose mean logits count.
+        workers, threads: see :class:`taf_fast.data.ClipLoader`.
         device: where the model moves and stays; None for where it is, and for the CPU with a checkpoint.
         trust_checkpoint: run the code that a ``torch.save`` file may hold.
 
@@ -91,6 +93,7 @@ def predict(
             size,
             batch_size,
             train=False,
+            workers=workers,
             threads=threads,
             quarantine_limit=1.0,
             view=TrainingView(sampling),

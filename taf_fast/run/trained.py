@@ -17,7 +17,6 @@ from taf_fast.data import (
     TrainingView,
     VideoDataset,
     read_dataset,
-    read_manifest,
 )
 from taf_fast.data.views.sampling import val_frames
 from taf_fast.errors import DataError
@@ -27,9 +26,9 @@ from taf_fast.run.checkpoint import read_info, weights_file
 from taf_fast.run.config import FIELDS, FinetuneConfig, hint_of
 from taf_fast.run.model import build_model
 from taf_fast.run.recipes import official_sampling
-from taf_fast.run.scanned import scanned
+from taf_fast.run.scanned import scanned_by_first
 from taf_fast.run.trained_input import say_if_input_differs
-from taf_fast.run.values import check, declaration
+from taf_fast.run.values import check, declaration, wrong
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +52,8 @@ def open_trained(
     manifest: Path | None = None,
     views: EvaluationViews = ONE_VIEW,
     batch_size: int = 32,
-    threads: int = 2,
+    workers: int | None = None,
+    threads: int | None = None,
     quarantine_limit: float = FinetuneConfig.quarantine_limit,
     trust_checkpoint: bool = False,
     clips: Collection[str] | None = None,
@@ -69,6 +69,7 @@ def open_trained(
         class_order: see :func:`taf_fast.run.model.build_model`.
         manifest: file of ``taf-fast scan``; None for the one in ``data``, if there is one.
         quarantine_limit: the fraction of bad videos, in [0,1], above which none is tried.
+        workers, threads: see :class:`taf_fast.data.ClipLoader`.
         clips: ids of the only videos to scan and load; None for all.
 
     Raises:
@@ -78,6 +79,7 @@ def open_trained(
         "num_segments": num_segments,
         "size": size,
         "batch_size": batch_size,
+        "workers": workers,
         "threads": threads,
         "quarantine_limit": quarantine_limit,
         "device": str(device),
@@ -85,6 +87,8 @@ def open_trained(
     for name, value in given.items():
         if value is not None:
             check(name, value, hint_of(name), declaration(FIELDS[name]))
+    if workers is not None and threads is not None:
+        raise wrong("workers", f"none with threads = {threads}", workers)
     dataset = read_dataset(data, "validation")
     if isinstance(checkpoint, nn.Module):
         known = {"num_segments": offered(checkpoint, "num_segments")}
@@ -109,7 +113,7 @@ def open_trained(
             class_order=class_order,
             trust_checkpoint=trust_checkpoint,
         )
-    videos = ranks.from_first(lambda: scanned(dataset, read_manifest(data, manifest), quick=True))
+    (videos,) = scanned_by_first([dataset], manifest, [True])
     device = ranks.own_device(str(device))
     loader = ClipLoader(
         videos,
@@ -117,6 +121,7 @@ def open_trained(
         size,
         batch_size,
         train=False,
+        workers=workers,
         threads=threads,
         rank=ranks.rank(),
         world_size=ranks.count(),

@@ -24,13 +24,17 @@ class Scope(enum.Enum):
     SEED = "the repetition of an experiment: recipes may set it"
     INPUT = "the files that a run starts from"
     MACHINE = "where and how a run is computed: the result may differ by rounding"
+    SHARING = "how ranks share the clips of a step: the result differs as with another number of them"
     NEUTRAL = "no influence on what is computed"
 
 
+#: The decoder that is fastest for the clips of a run.
+AUTO = "auto"
+
 IN_RECIPES = (Scope.EXPERIMENT, Scope.SEED)
-FREE_ON_RESUME = (Scope.NEUTRAL,)
+FREE_ON_RESUME = (Scope.SHARING, Scope.NEUTRAL)
 #: Runs that differ in values of these scopes alone are runs of the same experiment.
-FREE_WITHIN_EXPERIMENT = (Scope.SEED, Scope.MACHINE, Scope.NEUTRAL)
+FREE_WITHIN_EXPERIMENT = (Scope.SEED, Scope.MACHINE, Scope.SHARING, Scope.NEUTRAL)
 
 #: A condition on a value, and what it must be: "at least 1".
 Rule = tuple[Callable[[Any], bool], str]

@@ -93,6 +93,7 @@ def _measure(run: PlannedRun, measure: Measure) -> None:
         weights,
         torch.device(config.device),
         manifest=config.manifest,
+        workers=config.workers,
         threads=config.threads,
         quarantine_limit=config.quarantine_limit,
     )

@@ -124,8 +124,7 @@ def test_command(capsys, monkeypatch):
     for wrong in (
         ["--device", "cpu"],
         ["--profile"],
-        ["--compile"],
         ["--threads", 1],
         ["--no-channels-last"],
     ):
-        assert "counts are those of the eager step" in error_of(capsys, monkeypatch, *small, *wrong)
+        assert "counts are those of a step in channels_last" in error_of(capsys, monkeypatch, *small, *wrong)

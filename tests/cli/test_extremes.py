@@ -29,6 +29,7 @@ def commands(tmp_path):
 
 FRAMES = ("num-segments", (0, BIG), "num_segments must be between 1 and 1024")
 SIZE = ("size", (-1, 0, BIG), "size must be between 1 and 4096")
+WORKERS = ("workers", (0, BIG), "workers must be between 1 and 1024")
 THREADS = ("threads", (0, BIG), "threads must be between 1 and 1024")
 DEVICE = ("device", ("meta", "mps", "xpu", "cuda:9999", "x"), "device must be cpu, cuda or cuda:N")
 BATCH = ("batch-size", (-1, 0), "batch_size")
@@ -38,7 +39,7 @@ STEP_SIZE = ("step-size", (-1, 2, 1e308), "step_size must be between 0 and 1")
 STEPS = ("steps", (-1, 0), "steps must be at least 1")
 REFUSED = {
     "finetune": (
-        *(FRAMES, SIZE, THREADS, DEVICE, BATCH, LIMIT, EPSILON, STEP_SIZE, STEPS),
+        *(FRAMES, SIZE, WORKERS, THREADS, DEVICE, BATCH, LIMIT, EPSILON, STEP_SIZE, STEPS),
         ("seed", (-1, 2**63, 10**20), "seed must be at least 0 and below 2^63"),
         ("lr", (-1, 0, 1e308, "1e-400"), "lr must be above 0 and at most 1000000000000"),
         ("weight-decay", (-1, 1e308), "weight_decay must be between 0 and 1000000000000"),
@@ -48,7 +49,7 @@ REFUSED = {
         ("clip-grad", (-1, 0), "clip_grad must be above 0"),
         ("num-frames", (0, 9), "num_frames must be at"),
     ),
-    "sweep": (THREADS, DEVICE, LIMIT),
+    "sweep": (WORKERS, THREADS, DEVICE, LIMIT),
     **dict.fromkeys(("evaluate", "robustness", "attention"), (FRAMES, SIZE, THREADS, DEVICE, BATCH, LIMIT)),
     "perturbations": (FRAMES, SIZE, THREADS, DEVICE, LIMIT, EPSILON, STEP_SIZE, STEPS),
     "bench": (FRAMES, SIZE, THREADS, DEVICE, BATCH, STEPS),

@@ -21,6 +21,7 @@ from taf_fast.errors import RunError
 from taf_fast.run.config import FIELDS, FinetuneConfig, hint_of, names_of
 from taf_fast.run.recipes import recipe_values
 from taf_fast.run.values import (
+    AUTO,
     FREE_ON_RESUME,
     FREE_WITHIN_EXPERIMENT,
     IN_RECIPES,
@@ -37,12 +38,16 @@ COMMANDS = {info.name or info.callback.__name__: info.callback for info in cli.a
 
 def test_scopes():
     """What was decided value by value: a new value has to be thought about here."""
-    neutral = {"out", "manifest", "threads", "checkpoint_every", "quarantine_limit"}
+    neutral = {"out", "manifest", "workers", "threads", "checkpoint_every", "quarantine_limit"}
     neutral |= {"tensorboard", "wandb", "log_every"}
-    inputs, machine = {"data", "checkpoint", "imagenet", "class_order"}, {"device", "compile", "decoder"}
-    assert names_of(*FREE_ON_RESUME) == neutral
-    assert names_of(*FREE_WITHIN_EXPERIMENT) == neutral | machine | {"seed"}
-    assert set(FIELDS) - names_of(*IN_RECIPES) == neutral | inputs | machine
+    inputs, machine = (
+        {"data", "checkpoint", "imagenet", "class_order"},
+        {"device", "compile", "decoder", "deterministic"},
+    )
+    sharing = {"accumulate", "exchange"}
+    assert names_of(*FREE_ON_RESUME) == neutral | sharing
+    assert names_of(*FREE_WITHIN_EXPERIMENT) == neutral | machine | sharing | {"seed"}
+    assert set(FIELDS) - names_of(*IN_RECIPES) == neutral | inputs | machine | sharing
 
 
 @pytest.mark.parametrize("name", FIELDS)
@@ -59,7 +64,7 @@ def test_every_value_is_declared(name):
 
 def test_choices_are_those_of_the_code_that_gets_them():
     """Declared as text where the module that has them is slow to import, or keeps them to itself."""
-    assert declaration(FIELDS["decoder"]).choices == DECODERS
+    assert declaration(FIELDS["decoder"]).choices == (*DECODERS, AUTO)
     for name, make in (
         ("sampling", TrainingView),
         ("crop", TrainingView),
@@ -80,7 +85,8 @@ def test_choices_are_those_of_the_code_that_gets_them():
         ({"lr": 0.0}, "lr must be above 0 and at most 1000000000000, got 0.0"),
         ({"weight_decay": -1.0}, "weight_decay must be between 0 and 1000000000000, got -1.0"),
         ({"quarantine_limit": 2.0}, "quarantine_limit must be a fraction between 0 and 1, got 2.0"),
-        ({"threads": True}, "threads must be int, got True"),
+        ({"threads": True}, "threads must be int or none, got True"),
+        ({"threads": 2, "workers": 1}, "workers must be none with threads = 2, got 1"),
         ({"manifest": 3}, "manifest must be Path or none, got 3"),
         ({"imagenet": "a", "checkpoint": "b"}, "imagenet must be none where there is a checkpoint, got 'a'"),
         ({"decoder": "mixed"}, "decoder must be pyav or dali on device cpu, got 'mixed'"),
@@ -221,7 +227,7 @@ def test_trained_options_reach_the_loader(monkeypatch):
     assert seen == {
         **{"data": Path("d"), "checkpoint": Path("w"), "device": torch.device("cpu"), "views": "views"},
         **{"num_segments": 4, "size": 32, "threads": 3, "batch_size": 5, "trust_checkpoint": False},
-        **{"class_order": None, "manifest": None, "quarantine_limit": 0.1},
+        **{"workers": None, "class_order": None, "manifest": None, "quarantine_limit": 0.1},
     }
     assert set(seen) - {"views"} <= set(inspect.signature(ClipLoader).parameters) | {
         *("data", "checkpoint", "device", "class_order", "trust_checkpoint", "manifest")

@@ -58,8 +58,9 @@ def job_of(name, folder, dataset, whole, options) -> Job:
     """The command ``name``, which works in ``folder``."""
     folder.mkdir(parents=True)
     weights = whole / "model.safetensors"
-    if name == "finetune":
+    if name.startswith("finetune"):
         arguments = [*finetune_arguments(dataset, folder / "run", **options), "--resume"]
+        arguments += ["--workers", 2] if name.endswith("workers") else []
         return Job(arguments, folder, lambda folder: result(folder / "run"))
     if name.startswith("scan"):
         workers = name.removeprefix("scan in ")
@@ -81,7 +82,7 @@ def job_of(name, folder, dataset, whole, options) -> Job:
     return Job(["report", whole, "--out", folder / "page.html"], folder, bytes_of("page.html"))
 
 
-NAMES = ("finetune", "scan in 1", "scan in 2", "cache", "sweep", "convert", "report")
+NAMES = ("finetune", "finetune in workers", "scan in 1", "scan in 2", "cache", "sweep", "convert", "report")
 FEW = ("finetune", "scan in 1", "convert")
 
 

@@ -47,8 +47,8 @@ def test_scores_are_those_of_a_loop_over_videos(monkeypatch, dataset, generator)
     model = Readout(generator).train()
     names, severities = ("snow", "gaussian_noise", "brightness"), (1, 5)
     decoded, progress = [], []
-    fetch = ClipLoader._start
-    monkeypatch.setattr(ClipLoader, "_start", lambda *args: (decoded.extend(args[2]), fetch(*args))[1])
+    request = ClipLoader._request
+    monkeypatch.setattr(ClipLoader, "_request", lambda *args: (decoded.extend(args[1]), request(*args))[1])
     monkeypatch.setattr(Progress, "update", lambda self, done, note: progress.append((done, self.total)))
     rows = robustness(model, loader_of(dataset, 7), CPU, names, severities)
     assert sorted(decoded) == list(range(24)) and model.training

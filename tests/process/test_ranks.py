@@ -1,6 +1,5 @@
 """Two ranks on the CPU: as one process that does what both do, whatever ends them and wherever it does."""
 
-import contextlib
 import copy
 import json
 import os
@@ -8,10 +7,8 @@ import re
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import time
-import uuid
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,7 +16,15 @@ import numpy as np
 import pytest
 import torch
 from event_files import scalars
-from run_command import command, error_of, finetune_arguments, output_of
+from rank_processes import (
+    SECONDS,
+    children,
+    measured,
+    rendezvous,
+    steps_of,
+    wait_for_steps,
+)
+from run_command import command, finetune_arguments, output_of
 from safetensors.torch import load_file
 
 from taf_fast import TAFStep, add_adversarial_bn, models
@@ -28,40 +33,10 @@ from taf_fast.errors import RunError
 from taf_fast.models.memory_format import channels_last
 from taf_fast.process import ranks
 from taf_fast.run.config import FinetuneConfig
-from taf_fast.run.metrics import read_metrics
 from taf_fast.run.optim import build_optimizer, set_learning_rate
 
-SECONDS = 120  # for a whole run
-TIMES = ("step_seconds", "wait_seconds", "time")
 # 12 steps of 2 clips on each rank.
 RUN = dict(epochs=2, checkpoint_every=2, schedule="cosine", warmup_epochs=1, ema=0.5, keep_best="loss")
-
-
-@pytest.fixture(scope="module")
-def launch():
-    """Start a process; what is left of any, and of those that they started, is killed at the end."""
-    started, mark = [], str(uuid.uuid4())
-
-    def launch(arguments, **environment):
-        pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "STARTED_BY": mark} | environment
-        started.append(subprocess.Popen(arguments, env=environment, **pipes))
-        return started[-1]
-
-    yield launch
-    for environment in Path("/proc").glob("[0-9]*/environ"):
-        with contextlib.suppress(OSError):
-            if mark.encode() in environment.read_bytes():
-                os.kill(int(environment.parent.name), signal.SIGKILL)
-    for process in started:
-        process.communicate()
-
-
-def rendezvous() -> dict[str, str]:
-    """What torchrun tells two ranks of where to meet."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    return dict(WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
 
 
 @pytest.fixture(scope="module")
@@ -104,26 +79,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-def children(process: subprocess.Popen) -> list[int]:
-    """In the order of their start."""
-    return sorted(map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()))
-
-
-def measured(out):
-    return [{k: v for k, v in line.items() if k not in TIMES} for line in read_metrics(out / "metrics.jsonl")]
-
-
-def steps_of(out):
-    return [line for line in measured(out) if "loss" in line]
-
-
-def wait_for_steps(out, process, count):
-    deadline = time.monotonic() + SECONDS
-    while len(steps_of(out)) < count:
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def runs(pid):
@@ -220,6 +175,10 @@ def test_the_group_ends_with_the_command(launch):
     assert [process.communicate(timeout=SECONDS) for process in processes] == [("left: 1", "")] * 2
 
 
+def place(rank):
+    return f"rank {rank} of 2 on {socket.gethostname()}"
+
+
 # One rank fails, the other waits for it. The command is one exchange.
 UNEVEN = """
 import datetime, os, signal, sys
@@ -229,6 +188,7 @@ from taf_fast.errors import DataError
 from taf_fast.process import ranks
 from taf_fast.process.stopping import StopRequest
 ranks.TIMEOUT, ranks.STOP_SECONDS, failing = datetime.timedelta(seconds=15), 2, int(sys.argv[1])
+ranks.LOST_SECONDS, ranks._BEAT_SECONDS = float(sys.argv[2]), 0.5
 
 @app.command()
 def uneven():
@@ -236,7 +196,7 @@ def uneven():
         if ranks.rank() == failing:
             {fault}
         os.write(1, b"waiting\\n")
-        ranks.average_([torch.ones(1000)])
+        ranks.start_averaging([torch.ones(1000)])()
 
 sys.argv = ["taf-fast", "uneven"]
 main()
@@ -247,9 +207,9 @@ main()
 def uneven(launch):
     """Start two ranks, of which ``failing`` runs ``fault`` while the other waits for it."""
 
-    def start(failing, fault):
+    def start(failing, fault, lost_seconds=100):
         script, group = UNEVEN.replace("{fault}", fault), rendezvous()
-        arguments = [sys.executable, "-c", script, str(failing)]
+        arguments = [sys.executable, "-c", script, str(failing), str(lost_seconds)]
         both = [launch(arguments, RANK=str(rank), LOCAL_RANK=str(rank), **group) for rank in (0, 1)]
         waiting = both[1 - failing]
         assert waiting.stdout.readline() == "waiting\n"
@@ -273,9 +233,10 @@ def test_another_error_of_one_rank_ends_both(uneven, failing):
     failed, waited = uneven(failing, "{}['key']")
     traceback, errors = (process.communicate(timeout=SECONDS)[1] for process in (failed, waited))
     assert (failed.returncode, waited.returncode) == (1, 2)
-    assert "Traceback" in traceback and traceback.endswith("KeyError: 'key'\n")
+    assert f"{place(failing)}:\n" in traceback and "Traceback" in traceback
+    assert traceback.endswith("KeyError: 'key'\n")
     # The first rank speaks for all; the second one's traceback is not hidden behind it.
-    assert errors == (f"error: rank {failing} of 2 ended with KeyError('key')\n" if failing else "")
+    assert errors == (f"error: {place(failing)} ended with KeyError('key')\n" if failing else "")
 
 
 @pytest.mark.slow
@@ -285,7 +246,7 @@ def test_a_lost_rank_ends_the_other(uneven, failing):
     assert killed.wait(timeout=SECONDS) == -signal.SIGKILL
     *noise, message = waited.communicate(timeout=SECONDS)[1].splitlines()
     assert waited.returncode == 2 and not any("error: " in line for line in noise)
-    assert message.startswith(f"error: rank {1 - failing} of 2 waited for another, which has ended or not")
+    assert message.startswith(f"error: {place(1 - failing)} waited for another, which has ended or not")
     assert re.search("Connection (closed|reset) by peer", message)
 
 
@@ -300,11 +261,28 @@ def test_waiting_has_an_end(uneven, failing):
     stopped.send_signal(number)
     errors = stopped.communicate(timeout=SECONDS)[1]
     assert stopped.returncode == 128 + number
-    assert errors == f"error: {number.name}, and no answer of the other ranks for 2 s: nothing was saved\n"
+    assert errors == f"error: {place(1 - failing)}: {number.name}, and no answer for 2 s: nothing was saved\n"
     errors = waited.communicate(timeout=SECONDS)[1]
     assert waited.returncode == 2 and errors.count("error: ") == 1, errors
     assert "not answered for 0.25 minutes: Timed out" in errors
     hung.kill(), other.kill()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_rank_without_a_sign_of_life_ends_the_other(uneven, failing):
+    """Where no exchange tells, as in a wait for a GPU."""
+    hung, waited = uneven(failing, "os.kill(os.getpid(), signal.SIGSTOP)", lost_seconds=6)
+    errors = waited.communicate(timeout=SECONDS)[1]
+    # The first rank holds the store.
+    lost = (
+        f"{place(1)} gives no sign of life for 6 s"
+        if failing
+        else "the store of the ranks does not answer for 6 s"
+    )
+    assert errors == f"error: {place(1 - failing)}: {lost}, and no answer for 2 s: nothing was saved\n"
+    assert waited.returncode == 2
+    hung.kill()
 
 
 @pytest.mark.slow
@@ -346,13 +324,67 @@ def test_killed_and_resumed_equals_uninterrupted(dataset, finished, torchrun, tw
         assert losses == [line["step"] for line in steps_of(out)]
 
 
-def test_the_state_is_of_all_ranks_and_of_no_other_number(dataset, finished, tmp_path, capsys, monkeypatch):
+def test_the_state_is_of_all_ranks(finished):
     state = load_file(finished[0] / "state.safetensors")
     for name in ("cpu", "attack"):
         assert not torch.equal(state[f"generator.{name}"], state[f"generator.{name}.rank1"])
-    out = shutil.copytree(finished[0], tmp_path / "run")
-    message = error_of(capsys, monkeypatch, *finetune_arguments(dataset, out, **RUN), "--resume")
-    assert message == f"error: {out} cannot be resumed: it has 2 ranks, now 1\n"
+
+
+# A rank has an error after its clean backward, while the other goes on into the exchanges of the step.
+MID_STEP = """
+import sys
+from taf_fast import TAFStep
+from taf_fast.cli import main
+from taf_fast.errors import DataError
+from taf_fast.process import ranks
+
+adversarial_pass, calls = TAFStep._adversarial_pass, []
+
+def failing(self, *arguments):
+    calls.append(0)
+    if len(calls) == 3 and ranks.rank() == 1:
+        raise DataError("clip 7 is bad")
+    return adversarial_pass(self, *arguments)
+
+TAFStep._adversarial_pass = failing
+main()
+"""
+
+
+@pytest.mark.slow
+def test_a_user_error_in_mid_step_ends_all(dataset, launch, tmp_path):
+    arguments, group = finetune_arguments(dataset, tmp_path / "run", **RUN), rendezvous()
+    both = [
+        launch([sys.executable, "-c", MID_STEP, *arguments], RANK=str(rank), LOCAL_RANK=str(rank), **group)
+        for rank in (0, 1)
+    ]
+    errors = [process.communicate(timeout=SECONDS)[1] for process in both]
+    assert [process.returncode for process in both] == [2, 2] and errors == ["error: clip 7 is bad\n", ""]
+    assert (tmp_path / "run" / "state.safetensors").exists()  # of the second step
+
+
+@pytest.mark.slow
+def test_machines_with_folders_of_their_own(dataset, finished, launch, tmp_path):
+    """The second one has its data elsewhere and no folder of the run, whose end is computed again."""
+    out, group = shutil.copytree(finished[0], tmp_path / "first"), rendezvous()
+    for name in ("model.safetensors", "result.json"):
+        (out / name).unlink()
+    elsewhere = shutil.copytree(dataset, tmp_path / "data")
+    folders = [(dataset, out), (elsewhere, tmp_path / "second")]
+    both = [
+        launch(
+            [*command(*finetune_arguments(*folders[rank], **RUN)), "--resume"],
+            RANK=str(rank),
+            LOCAL_RANK="0",
+            **group,
+        )
+        for rank in (0, 1)
+    ]
+    errors = [process.communicate(timeout=SECONDS)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], errors
+    name = "model.safetensors"
+    assert (out / name).read_bytes() == (finished[0] / name).read_bytes()
+    assert not folders[1][1].exists()
 
 
 @pytest.mark.slow

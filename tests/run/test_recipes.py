@@ -42,7 +42,7 @@ NOT_OF_THE_PAPER = {
         "precision",
         "decoder",
     ),
-    *("decoder", "threads", "checkpoint_every", "quarantine_limit"),
+    *("decoder", "workers", "threads", "checkpoint_every", "quarantine_limit"),
 }
 OPTIONAL = {
     *("swap", "colour", "new_head", "new_head_lr_factor", "schedule", "warmup_epochs", "optimizer"),

@@ -50,7 +50,7 @@ def test_the_configuration_of_a_run_is_a_recipe(tmp_path, monkeypatch):
     values = read_recipe(str(tmp_path / "runs/x/config.yaml"))
     # Not what belongs to the folder and the machine.
     assert set(FIELDS) - set(values) == {
-        *("out", "manifest", "device", "compile", "decoder", "threads", "checkpoint_every"),
+        *("out", "manifest", "device", "compile", "decoder", "workers", "threads", "checkpoint_every"),
         *("quarantine_limit", "tensorboard", "wandb", "log_every"),
     }
     expected = dataclasses.replace(config, data=tmp_path / "videos", checkpoint=tmp_path / "old.pth")

@@ -2,7 +2,7 @@
 
 import importlib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ import torch
 
 from taf_fast.data.clip import Clip, Size, VideoFile, different_size
 from taf_fast.data.decoding.decode import check_unchanged, decode_crops
-from taf_fast.data.decoding.fetch import Fetched
+from taf_fast.data.decoding.fetch import Fetched, Request, in_order
 from taf_fast.data.views.colour import apply_colours
 from taf_fast.data.views.planner import ClipPlan
 from taf_fast.errors import DataError, MissingDependency
@@ -145,11 +145,9 @@ def _build(
 
 
 @dataclass(frozen=True)
-class _Request:
+class _Reading(Request):
     """A batch under way; ``reads[row]`` reads the source of ``clips[row]``."""
 
-    clips: list[Clip]
-    plans: list[ClipPlan]
     reads: list[Future[np.ndarray]]
 
 
@@ -168,14 +166,18 @@ class DaliFetcher:
         self._readers = ThreadPoolExecutor(threads)
         self._decoding = ThreadPoolExecutor(1)
 
+    def fetch(self, requests: Iterator[Request]) -> Iterator[tuple[Request, Fetched]]:
+        return in_order(self.submit, requests)
+
     def submit(self, clips: list[Clip], plans: list[ClipPlan]) -> Future[Fetched]:
+        """Starts decoding a batch; batches finish in the order in which they were submitted."""
         reads = [
             self._readers.submit(read, clip, plan, self._kind(clip))
             for clip, plan in zip(clips, plans, strict=True)
         ]
-        return self._decoding.submit(self._decode, _Request(clips, plans, reads))
+        return self._decoding.submit(self._decode, _Reading(clips, plans, reads))
 
-    def _decode(self, request: _Request) -> Fetched:
+    def _decode(self, request: _Reading) -> Fetched:
         sources: dict[str, dict[int, np.ndarray]] = {}
         failures: dict[int, str] = {}
         for row, (clip, future) in enumerate(zip(request.clips, request.reads, strict=True)):
@@ -203,7 +205,7 @@ class DaliFetcher:
         return Fetched(pixels, rows, failures)
 
     def _decode_kind(
-        self, name: str, request: _Request, sources: dict[int, np.ndarray], failures: dict[int, str]
+        self, name: str, request: _Reading, sources: dict[int, np.ndarray], failures: dict[int, str]
     ) -> tuple[list[int], torch.Tensor]:
         """Rows and pixels of the clips that can be decoded; the reasons of the others go to ``failures``."""
         try:
@@ -222,7 +224,7 @@ class DaliFetcher:
         return [rows[index] for index in good], pixels
 
     def _decode_singly(
-        self, name: str, request: _Request, sources: dict[int, np.ndarray], failures: dict[int, str]
+        self, name: str, request: _Reading, sources: dict[int, np.ndarray], failures: dict[int, str]
     ) -> tuple[list[int], torch.Tensor, np.ndarray]:
         """Rows, pixels and frame sizes of the clips that can be decoded, one after the other; the reasons of
         the others go to ``failures``."""

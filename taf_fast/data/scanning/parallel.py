@@ -1,14 +1,14 @@
 """Applying a function to many items, in threads or in processes."""
 
 import contextlib
-import multiprocessing
-import os
 import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection, wait
+
+from taf_fast.data.fork_server import CONTEXT, started, starting
 
 # Items that a thread takes at once: some functions take less time than handing an item over.
 _THREAD_PART = 64
@@ -85,17 +85,10 @@ def _each(function: Callable, items: Sequence) -> list:
 @contextlib.contextmanager
 def _process(function: Callable) -> Iterator[Connection]:
     """A process that answers every part that it is sent."""
-    # Forked from a process that has no threads, so that no lock is held, and that has done the imports.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_answer, args=(theirs, function), daemon=True)
-    # The server of forks would print a traceback if Ctrl-C came during its imports.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
+    ours, theirs = CONTEXT.Pipe()
+    process = CONTEXT.Process(target=_answer, args=(theirs, function), daemon=True)
+    with starting():
         process.start()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     theirs.close()
     with ours:
         try:
@@ -106,20 +99,10 @@ def _process(function: Callable) -> Iterator[Connection]:
 
 
 def _answer(connection: Connection, function: Callable) -> None:
-    # Ctrl-C ends this process at once, and so does any end of the parent process.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    started(signal.SIGINT, signal.SIGHUP)
     while True:
         part = connection.recv()
         try:
             connection.send(_each(function, part))
         except Exception as error:
             connection.send(error)
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
