@@ -446,12 +446,12 @@ class _Engine:
         if self._compiled:
             # Frames of another size are compiled anew: Inductor fails on channels-last ones of any size.
             torch._dynamo.mark_static(x, [1, 2, 3, 4])
-        elif not torch.compiler.is_compiling():  # a compiled forward has its own way with counters
-            with counted_at_once(self._arguments[0].model):
-                return self._forward(x)
         if self._any_batch:
             torch._dynamo.maybe_mark_dynamic(x, 0)
-        return self._forward(x)
+        if torch.compiler.is_compiling():  # an outer compilation of the plain step
+            return self._forward(x)
+        with counted_at_once(self._arguments[0].model):
+            return self._forward(x)
 
 
 class _Selection:

@@ -152,7 +152,9 @@ class Replay:
             self._outputs = stages(self._clips)
         self.norms = mode.norms
         mode.set_scales()
-        recording.normalised = lambda: [node.normalised for node in mode.convolutions]
+        # Not the nodes: they hold what was recorded.
+        normalised = [node.normalised for node in mode.convolutions]
+        recording.normalised = lambda: normalised
 
     def gradient(self, gradients: tuple[Tensor, ...]) -> Tensor:
         """Gradients with respect to the outputs of the chosen clips -> with respect to the clips,

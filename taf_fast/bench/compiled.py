@@ -28,7 +28,8 @@ from taf_fast.augment.replay_graph import ReplayGraph
 from taf_fast.augment.rows import ALL_ROWS, Rows
 from taf_fast.bench.counts import CLASSES
 from taf_fast.errors import RunError
-from taf_fast.models.contract import StagedView, view_of
+from taf_fast.models.batch_counts import counted_at_once
+from taf_fast.models.contract import ModelView, StagedView, view_of
 from taf_fast.models.dual_batch_norm import add_adversarial_bn, adversarial_path
 from taf_fast.models.memory_format import channels_last
 from taf_fast.precision import autocast
@@ -81,14 +82,14 @@ def count_compiled(
         view: Any = view_of(model)
         x = torch.empty(batch_size, num_segments, size, size, 3).movedim(-1, 2)
         if attacked is None:
-            graphs = _training_graphs("plain", view.forward, x)
+            graphs = _training_graphs("plain", view, x)
         else:
             with Recording():
-                graphs = _training_graphs("clean", view.forward, x)
+                graphs = _training_graphs("clean", view, x)
             if attacked:
                 graphs["replay"] = _replay_graph(view, x, attacked)
                 with adversarial_path(model):
-                    graphs |= _training_graphs("adversarial", view.forward, x[:attacked])
+                    graphs |= _training_graphs("adversarial", view, x[:attacked])
     with _on_a_gpu(), _operations_of_a_gpu():
         return {part: _kernels(graph, part.endswith("backward")) for part, graph in graphs.items()}
 
@@ -102,7 +103,7 @@ class _Captured(Exception):
     pass
 
 
-def _training_graphs(name: str, forward: Callable, x: Tensor) -> dict[str, GraphModule]:
+def _training_graphs(name: str, view: ModelView, x: Tensor) -> dict[str, GraphModule]:
     """The forward and the backward as Inductor gets them."""
     from torch._functorch.partitioners import min_cut_rematerialization_partition
     from torch._guards import detect_fake_mode
@@ -118,7 +119,8 @@ def _training_graphs(name: str, forward: Callable, x: Tensor) -> dict[str, Graph
         found.update(zip((f"{name} forward", f"{name} backward"), graphs, strict=True))
         raise _Captured
 
-    _capture(forward, (x,), found, partition_fn=partition)
+    with counted_at_once(view.model):
+        _capture(view.forward, (x,), found, partition_fn=partition)
     return found
 
 

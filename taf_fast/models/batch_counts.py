@@ -21,7 +21,8 @@ class _Count:
         self.batches = 0
 
     def add_(self, batches: int) -> None:
-        if checkpointed_selectively():
+        # What is checkpointed is not compiled.
+        if not torch.compiler.is_compiling() and checkpointed_selectively():
             self.counter.add_(batches)
         else:
             self.batches += batches
@@ -35,11 +36,14 @@ def counted_at_once(model: nn.Module) -> Iterator[None]:
     # Not the attribute: on the adversarial path, that of a batch norm is its twin's.
     counts = [_Count(norm._buffers["num_batches_tracked"]) for norm in norms]
     for norm, count in zip(norms, counts, strict=True):
-        norm._buffers["num_batches_tracked"] = count
+        # Not as a buffer, which torch.compile takes for a tensor.
+        norm._buffers["num_batches_tracked"] = None
+        vars(norm)["num_batches_tracked"] = count
     try:
         yield
     finally:
         for norm, count in zip(norms, counts, strict=True):
+            del vars(norm)["num_batches_tracked"]
             norm._buffers["num_batches_tracked"] = count.counter
         moved = [count for count in counts if count.batches]
         if moved:

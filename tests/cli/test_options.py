@@ -21,6 +21,7 @@ from taf_fast.errors import RunError
 from taf_fast.run.config import FIELDS, FinetuneConfig, hint_of, names_of
 from taf_fast.run.recipes import recipe_values
 from taf_fast.run.values import (
+    AUTO,
     FREE_ON_RESUME,
     FREE_WITHIN_EXPERIMENT,
     IN_RECIPES,
@@ -63,7 +64,7 @@ def test_every_value_is_declared(name):
 
 def test_choices_are_those_of_the_code_that_gets_them():
     """Declared as text where the module that has them is slow to import, or keeps them to itself."""
-    assert declaration(FIELDS["decoder"]).choices == DECODERS
+    assert declaration(FIELDS["decoder"]).choices == (*DECODERS, AUTO)
     for name, make in (
         ("sampling", TrainingView),
         ("crop", TrainingView),

@@ -16,8 +16,9 @@ def test_decoding_on_a_gpu_needs_one(clean):
 
 
 @pytest.mark.gpu
-def test_batches_are_pinned(mixed):
-    for batch in ClipLoader(mixed, **SETTINGS, pin_memory=True):
+@pytest.mark.parametrize("kind", ["threads", "workers"])
+def test_batches_are_pinned(mixed, kind):
+    for batch in ClipLoader(mixed, **SETTINGS, pin_memory=True, **{kind: 2}):
         assert batch.clips.is_pinned()
 
 

@@ -159,6 +159,7 @@ def test_signals_that_ask_the_command_to_stop_do_not_end_its_workers(clean):
     next(iter(loading))
     started = set(workers()) - set(before)
     for process in started:
+        assert os.getpgid(process) == process  # signals to the group of the command do not reach it
         os.kill(process, signal.SIGINT)
         os.kill(process, signal.SIGHUP)
     list(loading)
@@ -272,7 +273,22 @@ def test_the_default_is_the_cpus_that_may_be_used_but_threads_for_few_clips(clea
         loader(clean, workers=0)
 
 
-def test_the_memory_is_that_of_a_few_batches(clean):
-    for number, batch_size, batches in ((1, 8, 3), (2, 8, 3), (16, 8, 5), (16, 16, 3), (4, 1, 9)):
-        fetcher = loader(clean, workers=number, batch_size=batch_size)._fetcher
-        assert fetcher._shape == (batches, batch_size, 8, 32, 32, 3)
+@pytest.mark.parametrize(("number", "batch_size", "batches"), [(1, 4, 3), (2, 4, 3), (3, 2, 4), (3, 1, 7)])
+def test_no_batch_is_decoded_where_another_still_is(clean, monkeypatch, number, batch_size, batches):
+    """The memory is that of the batches that can be under way while one is copied, and of no more."""
+    given, ahead, upcoming, fetched = [], [], module._Upcoming.__next__, WorkerFetcher._fetched
+
+    def giving(self):
+        given.append(upcoming(self))
+        return given[-1]
+
+    def copying(self, *arguments):
+        ahead.append(given[-1].number - len(ahead))
+        return fetched(self, *arguments)
+
+    monkeypatch.setattr(module._Upcoming, "__next__", giving)
+    monkeypatch.setattr(WorkerFetcher, "_fetched", copying)
+    loading = loader(clean, workers=number, batch_size=batch_size)
+    list(loading)
+    assert len(ahead) == 24 // batch_size and max(ahead) == batches - 1
+    assert loading._fetcher._shape == (batches, batch_size, 8, 32, 32, 3)

@@ -1,5 +1,6 @@
 """Decoding in worker processes, which do not take the time of the thread that launches training steps."""
 
+import contextlib
 import errno
 import itertools
 import math
@@ -61,7 +62,8 @@ class WorkerFetcher:
         self._running: list[tuple[DataLoader, _SharedMemory]] = []
         weakref.finalize(self, _end, self._running).atexit = False  # by then workers end anyway
         self._collecting = ThreadPoolExecutor(1)
-        fork_server.warm_up()
+        with contextlib.suppress(OSError):  # starting the workers tells
+            fork_server.warm_up()
 
     def fetch(self, requests: Iterator[Request]) -> Iterator[tuple[Request, Fetched]]:
         batches = self._batches(requests)
@@ -242,6 +244,7 @@ def _end(running: "list[tuple[DataLoader, _SharedMemory]]") -> None:
 
 
 def _begin(worker: int) -> None:
+    os.setsid()  # what stops the command, such as SIGTERM to its group, waits for the batch that it trains on
     fork_server.started()
 
 
