@@ -126,12 +126,17 @@ def test_the_paper_s_tables(tmp_path, name):
 
 
 def test_the_documentation_s_files(tmp_path):
-    pages = Path(__file__).parents[2] / "docs/sweeps.md"
-    first, second = re.findall(r"```yaml\n(.*?)```", pages.read_text(encoding="utf-8"), re.DOTALL)
+    docs = Path(__file__).parents[2] / "docs"
+    first, second, third = (
+        block
+        for page in ("sweeps.md", "when.md")
+        for block in re.findall(r"```yaml\n(.*?)```", (docs / page).read_text(encoding="utf-8"), re.DOTALL)
+    )
     weights = tmp_path / "tsm.pth"
     torch.save(models.export(models.build("tsm_resnet18", 8), "official"), weights)
     assert len(planned(tmp_path, first, checkpoint=str(weights)).runs) == 9
     assert len(planned(tmp_path, second).runs) == 2 * (1 + 6)
+    assert len(planned(tmp_path, third, checkpoint=str(weights)).runs) == 6 * 3
 
 
 @pytest.mark.parametrize(
