@@ -48,6 +48,10 @@ def evaluate(
         int,
         typer.Option(help="Clips per video: 1, or the 2 of the model's official test.", rich_help_panel=DATA),
     ] = 1,
+    split: Annotated[
+        str,
+        typer.Option(help="Videos to score: validation, or train in the same view.", rich_help_panel=DATA),
+    ] = "validation",
     out: Annotated[Path | None, typer.Option(help="JSON file for the scores.")] = None,
     predictions: Annotated[
         Path | None,
@@ -67,7 +71,7 @@ def evaluate(
         ),
     ] = None,
 ) -> None:
-    """Top-1, top-5 and loss on the validation videos, from the mean logits of all crops and clips."""
+    """Top-1, top-5 and loss on a split's videos, from the mean logits of all crops and clips."""
     from taf_fast.data import EvaluationViews
     from taf_fast.measure.evaluate import columns_of
     from taf_fast.run.evaluate import judge
@@ -81,7 +85,7 @@ def evaluate(
         views = EvaluationViews(crops, clips)
     except ValueError as error:
         raise RunError(str(error)) from None
-    trained = options.open(checkpoint, views=views)
+    trained = options.open(checkpoint, views=views, split=split)
     found = judge(trained)
     rows = found.by_class()
     if ranks.first():

@@ -139,7 +139,9 @@ def classes_figure(rows: list[dict]) -> Figure:
             capsize=1.5,
             label="95 % interval over the clips",
         )
-    axis.set_yticks(range(len(rows)), [drawable(row["class"]) for row in rows], fontsize=7)
+    # The paper's Fig. 4 has places instead of names.
+    names = [f"{drawable(row['class'])}  {row['place']}" for row in rows]
+    axis.set_yticks(range(len(rows)), names, fontsize=7)
     axis.set_ylim(len(rows) - 0.4, -0.6)
     # An interval can go beyond what a difference can be.
     low, high = axis.get_xlim()

@@ -60,8 +60,9 @@ def evaluate(
     quarantine_limit: float = FinetuneConfig.quarantine_limit,
     device: str | torch.device | None = None,
     trust_checkpoint: bool = False,
+    split: str = "validation",
 ) -> Evaluated:
-    """Predict the validation videos of a data set, from the mean logits of all views of each.
+    """Predict the videos of a split of a data set, from the mean logits of all views of each.
 
     Args:
         model: a checkpoint of any origin that finetune reads, or a model that takes clips [B,T,3,H,W] to
@@ -94,12 +95,13 @@ def evaluate(
                 threads=threads,
                 quarantine_limit=quarantine_limit,
                 trust_checkpoint=trust_checkpoint,
+                split=split,
             )
         )
 
 
 def judge(trained: Trained) -> Evaluated:
-    """Predict all validation videos; ranks, each with its share of them, all return the whole.
+    """Predict all videos; ranks, each with its share of them, all return the whole.
 
     Raises:
         DataError: too many videos cannot be decoded.

@@ -18,6 +18,7 @@ from taf_fast.data import (
     VideoDataset,
     read_dataset,
 )
+from taf_fast.data.formats.annotations import SPLITS
 from taf_fast.data.views.sampling import val_frames
 from taf_fast.errors import DataError
 from taf_fast.models.contract import offered
@@ -57,8 +58,9 @@ def open_trained(
     quarantine_limit: float = FinetuneConfig.quarantine_limit,
     trust_checkpoint: bool = False,
     clips: Collection[str] | None = None,
+    split: str = "validation",
 ) -> Trained:
-    """Load a checkpoint of any origin that finetune reads, and scan the validation videos of ``data``.
+    """Load a checkpoint of any origin that finetune reads, and scan the videos of a split of ``data``.
 
     Each rank gets its share of the videos.
 
@@ -71,6 +73,7 @@ def open_trained(
         quarantine_limit: the fraction of bad videos, in [0,1], above which none is tried.
         workers, threads: see :class:`taf_fast.data.ClipLoader`.
         clips: ids of the only videos to scan and load; None for all.
+        split: "validation", or "train", which are seen as validation videos are.
 
     Raises:
         RunError, DataError, CheckpointError: a file does not exist, cannot be read or does not fit.
@@ -89,7 +92,9 @@ def open_trained(
             check(name, value, hint_of(name), declaration(FIELDS[name]))
     if workers is not None and threads is not None:
         raise wrong("workers", f"none with threads = {threads}", workers)
-    dataset = read_dataset(data, "validation")
+    if split not in SPLITS:
+        raise wrong("split", f"one of {', '.join(SPLITS)}", split)
+    dataset = read_dataset(data, split)
     if isinstance(checkpoint, nn.Module):
         known = {"num_segments": offered(checkpoint, "num_segments")}
     else:

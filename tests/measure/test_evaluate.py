@@ -88,6 +88,18 @@ def test_scores_are_those_of_a_loop_over_views(dataset, generator, num_segments,
         assert least.mean() - 1e-6 <= share <= most.mean() + 1e-6
 
 
+def test_the_training_videos_in_the_view_of_validation(dataset, generator):
+    model = Readout(4, 8, generator)
+    found = taf_fast.evaluate(model, dataset, num_segments=4, size=SIZE, threads=1, split="train")
+    clips = scan(read_ssv2(dataset, "train")).clips
+    logits = np.stack([reference_logits(c.path, model, 4, "segments", EvaluationViews()) for c in clips])
+    own = logits[np.arange(len(clips)), [clip.label for clip in clips]]
+    assert {prediction.id for prediction in found.predictions} == {clip.id for clip in clips}
+    assert found.scores.loss == pytest.approx((np.log(np.exp(logits).sum(1)) - own).mean(), abs=1e-4)
+    with pytest.raises(RunError, match="split must be one of train, validation, got 'test'"):
+        taf_fast.evaluate(model, dataset, split="test")
+
+
 @pytest.fixture
 def loaders(monkeypatch):
     """The loaders that the command line makes."""

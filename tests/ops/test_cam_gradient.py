@@ -284,8 +284,8 @@ def test_clips_do_not_mix(generator, device):
     together = run(*inputs, 2)
     features, weight, bias, targets, mask = inputs
     alone = run(features[1:2], weight, bias, targets[1:2], mask[1:2], 2)
-    for ours, one in zip(together, alone, strict=True):
-        assert torch.equal(ours[1:2], one)
+    for ours, one in zip(together, alone, strict=True):  # a matrix product's order of sums may depend on B
+        torch.testing.assert_close(ours[1:2], one, rtol=1e-5, atol=1e-7)
     features[2, 1, 0, 0, 0] = math.nan
     spoiled = run(features, weight, bias, targets, mask, 2, logits=run_logits(inputs))
     assert spoiled[0][2].isnan().any() and spoiled[1][2].isnan() and spoiled[2][2].tolist() == [0, 1]

@@ -130,7 +130,7 @@ def test_bars_are_the_rows(compared, long_term):
             middle = row["difference_points"]
             assert lines[place] == pytest.approx([middle - half, middle + half])
     labels = [label.get_text() for label in axis.get_yticklabels()]
-    assert labels == [row["class"] for row in rows]
+    assert labels == [f"{row['class']}  {row['place']}" for row in rows]
     for place, (bar, row) in enumerate(zip(bars, rows, strict=True)):
         assert bar.get_y() + bar.get_height() / 2 == pytest.approx(place)
         assert bar.get_width() == pytest.approx(row["difference_points"])

@@ -458,7 +458,7 @@ def test_data_that_no_model_can_be_trained_on(dataset, tmp_path, error, monkeypa
         assert not out.exists()
     lost = next((tmp_path / "two" / "train" / "b").iterdir())
     monkeypatch.setattr(
-        "taf_fast.run.finetune.scanned", lambda *a, **k: (scanned(*a, **k), lost.unlink(missing_ok=True))[0]
+        "taf_fast.run.scanned.scanned", lambda *a, **k: (scanned(*a, **k), lost.unlink(missing_ok=True))[0]
     )
     arguments = finetune_arguments(tmp_path / "two", out, model="tpn_resnet18", batch_size=2)
     found = error(*arguments, "--quarantine-limit", 1)
