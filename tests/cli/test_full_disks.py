@@ -41,7 +41,7 @@ def test_convert(tmp_path, size):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("size", "file"), [(10**3, "metrics.jsonl"), (10**5, "state.safetensors")])
+@pytest.mark.parametrize(("size", "file"), [(1300, "metrics.jsonl"), (10**5, "state.safetensors")])
 def test_finetune(dataset, tmp_path, size, file):
     found = limited(size, *finetune_arguments(dataset, tmp_path / "run", epochs=1))
     assert f"{tmp_path / 'run' / file} cannot be written: " in found
