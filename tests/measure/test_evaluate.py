@@ -150,7 +150,7 @@ def test_the_family_of_the_model_says_how_frames_are_taken(
         (["--clips", 0], "clips must be 1 or 2, got 0"),
         (["--clips", 3], "clips must be 1 or 2, got 3"),
         (["--batch-size", 0], "batch_size must be at least 1, got 0"),
-        (["--threads", 0], "threads must be between 1 and 1024, got 0"),
+        (["--threads", 0], "threads must be between 1 and 1024, or none, got 0"),
         (["--num-segments", -1], "num_segments must be between 1 and 1024, got -1"),
         (["--size", -1], "size must be between 1 and 4096, got -1"),
     ],
