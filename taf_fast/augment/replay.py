@@ -51,8 +51,8 @@ class Recording(RecordStatistics):
     holds the outputs of ReLUs and the (outputs, indices) of max pools, in order. Where a part of the model is
     checkpointed the forward is not ``replayable``: a tape would keep what checkpointing saves. ``normalised``
     gives the convolutions of a replayed forward, in order, with the batch norm that follows each; None where
-    none does. ``traces`` has a number for each recorded operation of a forward that is compiled, another
-    one whenever torch.compile traces it anew; it is None for any other forward.
+    none does. ``traces`` has a number for each recorded operation: another one whenever torch.compile traces
+    it anew, and 0 where it is not compiled.
 
     Args:
         keep_inputs: also keep the inputs of batch norms, to differentiate through the batch statistics.
@@ -63,7 +63,7 @@ class Recording(RecordStatistics):
         self.tape: list = []
         self.replayable = True
         self.normalised: Callable[[], Sequence[NormalisedConvolution | None]] = tuple
-        self.traces: list[int] | None = []
+        self.traces: list[int] = []
 
     def again(self) -> Callable[[], AbstractContextManager]:
         self.never_replay()
@@ -106,10 +106,7 @@ class Recording(RecordStatistics):
         return super()._batch_norm(*args, **kwargs)
 
     def _trace(self) -> None:
-        if not torch.compiler.is_compiling():
-            self.traces = None
-        elif self.traces is not None:
-            self.traces.append(trace_number())
+        self.traces.append(trace_number() if torch.compiler.is_compiling() else 0)
 
 
 _TRACES = itertools.count(1)

@@ -51,7 +51,7 @@ class ReplayGraphs:
         self, view: StagedView, recording: Recording, x: Tensor, rows: Rows, stages: tuple[Tensor, ...]
     ) -> "Replay | _GraphReplay":
         """As :class:`Replay`. The gradients will be like ``stages`` [n,...]."""
-        if recording.traces:
+        if recording.traces and all(recording.traces):
             try:
                 graph = self._graph(view, recording, x, rows, stages)
                 return _GraphReplay(graph, view.model, recording, x, rows)
@@ -73,7 +73,7 @@ class ReplayGraphs:
     ) -> "ReplayGraph":
         device = x.device.type
         autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        form = tuple(recording.traces or ()), x.shape, x.stride(), x.dtype, autocast, rows.index is None
+        form = tuple(recording.traces), x.shape, x.stride(), x.dtype, autocast, rows.index is None
         graphs = self._graphs.setdefault(form, [])
         for graph in graphs:
             if graph.serves(len(stages[0])):
