@@ -40,7 +40,9 @@ NOT_OF_THE_PAPER = {
         "device",
         "compile",
         "precision",
-        "decoder",
+        "deterministic",
+        "accumulate",
+        "exchange",
     ),
     *("decoder", "workers", "threads", "checkpoint_every", "quarantine_limit"),
 }

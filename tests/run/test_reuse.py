@@ -51,7 +51,7 @@ def test_the_configuration_of_a_run_is_a_recipe(tmp_path, monkeypatch):
     # Not what belongs to the folder and the machine.
     assert set(FIELDS) - set(values) == {
         *("out", "manifest", "device", "compile", "decoder", "workers", "threads", "checkpoint_every"),
-        *("quarantine_limit", "tensorboard", "wandb", "log_every"),
+        *("quarantine_limit", "tensorboard", "wandb", "log_every", "deterministic", "accumulate", "exchange"),
     }
     expected = dataclasses.replace(config, data=tmp_path / "videos", checkpoint=tmp_path / "old.pth")
     assert {name: getattr(expected, name) for name in values} == values
