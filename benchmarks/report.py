@@ -202,9 +202,9 @@ def waiting_table(case: dict) -> str:
 
 def launching_table(case: dict) -> str:
     return markdown(
-        "beside | launches / s, p20 / p50 / p80 | of those alone",
+        "while | launches / s, p20 / p50 / p80 | of those alone",
         (
-            (row["beside"], spread(row["launches_per_second"]), f"{row['of_alone']:.0%}")
+            (row["while"], spread(row["launches_per_second"]), f"{row['of_alone']:.0%}")
             for row in case["launching"]
         ),
     )

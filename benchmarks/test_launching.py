@@ -1,9 +1,9 @@
-"""How fast the main thread launches kernels beside one worker process, or one thread, that decodes.
+"""How fast the main thread launches kernels while one worker process, or one thread, decodes.
 
     pytest benchmarks/test_launching.py --benchmark-json=run.json && python benchmarks/report.py run.json
 
 Launches are in-place additions to a tensor of one value, on a GPU if there is one: as in a training step, the
-interpreter's lock is what they take. They are counted in turn alone and beside each of the two, while it
+interpreter's lock is what they take. They are counted in turn alone and next to each of the two, while it
 decodes the batches ahead. Timings never decide a test. The environment variable REPEATS sets how often.
 """
 
@@ -37,7 +37,7 @@ def launches_per_second(value: torch.Tensor) -> float:
     return launches / (time.perf_counter() - started)
 
 
-def beside(loader: ClipLoader, measure: Callable[[], float]) -> float:
+def while_decoding(loader: ClipLoader, measure: Callable[[], float]) -> float:
     batches = iter(loader)
     next(batches)
     found = measure()
@@ -55,7 +55,7 @@ def test_launches(benchmark, tmp_path, video_format):
     calls: dict[str, Callable[[], float]] = {"nothing": measure}
     for kind in ("workers", "threads"):
         loader = ClipLoader(manifest, 8, 224, batch_size, train=True, **{kind: 1})
-        calls[f"one of {kind}"] = partial(beside, loader, measure)
+        calls[f"one of {kind}"] = partial(while_decoding, loader, measure)
 
     def measure_all() -> dict[str, list[float]]:
         for call in calls.values():
@@ -67,7 +67,7 @@ def test_launches(benchmark, tmp_path, video_format):
     benchmark.group = f"{format}, {size[0]} x {size[1]}, launches on {DEVICE}"
     benchmark.extra_info["launching"] = [
         {
-            "beside": name,
+            "while": name,
             "launches_per_second": percentiles(found),
             "of_alone": median(a / b for a, b in zip(found, rates["nothing"], strict=True)),
         }

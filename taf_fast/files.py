@@ -41,10 +41,10 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, then put it in place in one move.
+    """Let ``write`` fill a temporary file next to ``path``, then put it in place in one move.
 
     A kill or a power cut at any moment leaves either the previous file or the new one, whole. What a killed
-    process left beside it goes with the next call. A link is followed to its target. The new file has the
+    process left next to it goes with the next call. A link is followed to its target. The new file has the
     permissions of the user's umask.
 
     Raises:

@@ -25,7 +25,7 @@ from taf_fast.models.dual_batch_norm import (
     require_dual,
 )
 from taf_fast.models.gradients import all_or_nothing, reaching, same_now, taken_now
-from taf_fast.models.modules import classes_of, parameters_of, walked_once
+from taf_fast.models.modules import parameters_of, walked_once
 from taf_fast.models.optimised_twins import require_optimised_twins
 from taf_fast.models.pixels import to_model_input
 from taf_fast.models.wrappers import is_sharded, refuse_static_graph, refuse_wrapped
@@ -169,8 +169,6 @@ class TAFStep(nn.Module):
         self.augment = augment
         self.alpha = alpha
         self.composition = composition
-        # Whether the gradients of the clean loss can be taken in the forward, of a model of these modules.
-        self._same_now: tuple[tuple[type, ...], bool] | None = None
         self._view = view_of(model)
         self._clean = _Engine(self._view, compile)
         self._graphs = ReplayGraphs() if compile else None
@@ -290,10 +288,7 @@ class TAFStep(nn.Module):
             return part
         if any(map(is_traceable_wrapper_subclass, inputs)):  # sharded ones, for instance
             return part
-        structure = classes_of(self.model)
-        if self._same_now is None or self._same_now[0] != structure:
-            self._same_now = structure, same_now(part, inputs)
-        return taken_now(part, inputs) if self._same_now[1] else part
+        return taken_now(part, inputs) if same_now(part, inputs) else part
 
     def _input(self, clips: Tensor, labels: Tensor) -> Tensor:
         if torch.is_inference_mode_enabled():

@@ -127,6 +127,17 @@ def test_a_leaf_that_is_no_parameter_of_the_model(made):
     assert net.prompt[0].grad.abs().sum() > 0
 
 
+def test_a_leaf_that_comes_later(made):
+    net, x, labels = made
+    net.__class__ = Prompted
+    net.prompt = [torch.zeros(3, 1, 1, dtype=torch.double)]
+    step = step_of(net)
+    step(x, labels)["loss"].backward()
+    net.prompt[0].requires_grad_()
+    step(x, labels)["loss"].backward()
+    assert net.prompt[0].grad.abs().sum() > 0
+
+
 def test_some_parameters_train(made):
     net, x, labels = made
     loss, expected = literal(net, x, labels)

@@ -121,13 +121,13 @@ def replayed(
     recording = clean.recording
     if clean.stages is None or not isinstance(view, StagedView) or not isinstance(recording, Recording):
         return None
-    replayed = ALL_ROWS if through_statistics else rows
-    stages = tuple(replayed.of(stage) for stage in clean.stages)
+    chosen = ALL_ROWS if through_statistics else rows
+    stages = tuple(chosen.of(stage) for stage in clean.stages)
     try:
         if clean.graphs is None:
-            replay: Any = Replay(view.stages, recording, x, replayed)
+            replay: Any = Replay(view.stages, recording, x, chosen)
         else:
-            replay = clean.graphs.replay(view, recording, x, replayed, stages)
+            replay = clean.graphs.replay(view, recording, x, chosen, stages)
     except NotReplayable as reason:
         warnings.warn(
             f"the attack takes a forward of its own, for there is no replay of {reason}", stacklevel=2

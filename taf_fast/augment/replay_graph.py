@@ -155,7 +155,7 @@ class ReplayGraph:
         given = [leaves[position] for position in self._inputs]
         for index in self._dynamic:
             torch._dynamo.maybe_mark_dynamic(given[index], 0)
-        return self._run(*given, *(tensors[position].detach() for position in self._parameters))
+        return self._run(*given, *(tensors[position] for position in self._parameters))
 
 
 def _inputs(

@@ -22,16 +22,14 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from taf_fast import models
 from taf_fast.augment.replay import Recording
 from taf_fast.augment.replay_graph import ReplayGraph
 from taf_fast.augment.rows import ALL_ROWS, Rows
-from taf_fast.bench.counts import CLASSES
+from taf_fast.bench.counts import fake_model
 from taf_fast.errors import RunError
 from taf_fast.models.batch_counts import counted_at_once
 from taf_fast.models.contract import ModelView, StagedView, view_of
-from taf_fast.models.dual_batch_norm import add_adversarial_bn, adversarial_path
-from taf_fast.models.memory_format import channels_last
+from taf_fast.models.dual_batch_norm import adversarial_path
 from taf_fast.precision import autocast
 
 #: The release whose private parts this is written for.
@@ -71,14 +69,9 @@ def count_compiled(
         raise RunError(f"compiled steps are counted with torch {RELEASE}, not with {torch.__version__}")
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    with torch.device("meta"):
-        model: Any = models.build(name, CLASSES, num_segments).train()
-    if attacked is not None:
-        add_adversarial_bn(model)
-    channels_last(model)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
+    model = fake_model(mode, name, num_segments, dual=attacked is not None)
     with mode, autocast(torch.device("cpu"), precision), _operations_of_a_gpu():
-        model._apply(lambda t: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="cpu"))
         view: Any = view_of(model)
         x = torch.empty(batch_size, num_segments, size, size, 3).movedim(-1, 2)
         if attacked is None:

@@ -145,6 +145,18 @@ class StepCounts:
         return total
 
 
+def fake_model(mode: FakeTensorMode, name: str, num_segments: int, dual: bool) -> Any:
+    """A model in train mode and channels_last, with or without adversarial batch norms, whose parameters are
+    fake tensors of ``mode``."""
+    with torch.device("meta"):
+        model = models.build(name, CLASSES, num_segments).train()
+        if dual:
+            add_adversarial_bn(model)
+        channels_last(model)
+    with mode:
+        return model._apply(lambda t: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="cpu"))
+
+
 def count_step(
     name: str,
     num_segments: int = 8,
@@ -169,13 +181,9 @@ def count_step(
         one_backward: call the step as another trainer does, with one backward at its end, which is then all
             in "adversarial backward".
     """
-    with torch.device("meta"):
-        model: Any = models.build(name, CLASSES, num_segments).train()
-    if attacked is not None:
-        add_adversarial_bn(model)
-    channels_last(model)
-    with FakeTensorMode():
-        model._apply(lambda t: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="cpu"))
+    mode = FakeTensorMode()
+    model = fake_model(mode, name, num_segments, dual=attacked is not None)
+    with mode:
         optimizer = torch.optim.SGD(model.parameter_groups(5e-4), lr=0.01, momentum=0.9, fused=True)
         clips = torch.empty(batch_size, num_segments, size, size, 3, dtype=torch.uint8)
         labels = torch.empty(batch_size, dtype=torch.int64)

@@ -224,7 +224,7 @@ def machine_of(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def png_and_csv(option: str) -> Callable[[Path | None], Path | None]:
-    """The callback of an option for a picture, a PNG file beside which a CSV file of its numbers is put."""
+    """The callback of an option for a picture, a PNG file next to which a CSV file of its numbers is put."""
 
     def checked(path: Path | None) -> Path | None:
         if path is None:

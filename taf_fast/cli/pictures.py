@@ -185,7 +185,7 @@ def classes(
 ) -> None:
     """Draw how the top-1 of every class changed from one model to another.
 
-    Classes of the paper's Table 5 are listed beside its numbers.
+    Classes of the paper's Table 5 are listed next to its numbers.
     """
     from rich.console import Console
 

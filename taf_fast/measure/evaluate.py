@@ -149,12 +149,12 @@ def score(predictions: list[Prediction]) -> Evaluation:
 
 
 def columns_of(path: Path) -> Path:
-    """The text file beside the CSV ``path`` that says what its columns mean."""
+    """The text file next to the CSV ``path`` that says what its columns mean."""
     return path.with_suffix(".columns.txt")
 
 
 def write_predictions(path: Path, predictions: list[Prediction], classes: Sequence[str]) -> None:
-    """Write a CSV with a row for every video, in the order of their ids, and beside it what its columns mean.
+    """Write a CSV with a row for every video, in the order of their ids, and a text on what its columns mean.
 
     Args:
         path: of the CSV; the text goes to :func:`columns_of` it.

@@ -149,7 +149,7 @@ def classes_figure(rows: list[dict]) -> Figure:
     axis.axvline(0, color="black", linewidth=0.8)
     axis.set_xlabel("difference in top-1 in points", fontsize=8)
     axis.tick_params(axis="x", labelsize=8)
-    # Above the bars, beside none of them.
+    # Above the bars, next to none of them.
     axis.legend(fontsize=8, loc="lower right", bbox_to_anchor=(1, 1), ncols=3, frameon=False)
     figure.suptitle(drawable(class_summary(rows).replace("; ", "\n")), fontsize=9)
     return figure

@@ -126,7 +126,7 @@ class Row:
 
 
 def strip_size(rows: Sequence[Row], title: str) -> tuple[float, float]:
-    """The width and height in inches of strips under a title, and with a colour bar beside them."""
+    """The width and height in inches of strips under a title, and with a colour bar next to them."""
     count, height, width, _ = rows[0].frames.shape
     across = _across(rows)
     lines = sum(wrapped(row.caption, across).count("\n") + 1 for row in rows)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from taf_fast import channels_last, models
 from taf_fast.bench import compiled
+from taf_fast.bench.counts import fake_model
 from taf_fast.models.contract import view_of
 from taf_fast.precision import autocast
 
@@ -24,13 +24,9 @@ pytestmark = [
 def test_the_replay_has_no_kernel_for_bookkeeping():
     """At most one for each ReLU and each shift, besides a few for all scales and weights, the pool and the
     output: no layer casts its weight, scales it or computes its scale alone."""
-    model = channels_last(models.build("tsm_resnet18", 10, 4)).train()
-    with (
-        FakeTensorMode(allow_non_fake_inputs=True),
-        autocast(torch.device("cpu"), "bfloat16"),
-        compiled._operations_of_a_gpu(),
-    ):
-        model._apply(lambda t: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="cpu"))
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    model = fake_model(mode, "tsm_resnet18", 4, dual=False)
+    with mode, autocast(torch.device("cpu"), "bfloat16"), compiled._operations_of_a_gpu():
         x = torch.empty(5, 4, 64, 64, 3).movedim(-1, 2)
         graph = compiled._replay_graph(view_of(model), x, 2)
     with compiled._on_a_gpu(), compiled._operations_of_a_gpu():

@@ -1,4 +1,4 @@
-"""What the commands say before and beside their work: versions, missing files, other models, doubts."""
+"""What the commands say before and next to their work: versions, missing files, other models, doubts."""
 
 import re
 import shutil
