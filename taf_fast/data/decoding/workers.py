@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from taf_fast.data import fork_server
 from taf_fast.data.clip import Clip
 from taf_fast.data.decoding.decode import render
-from taf_fast.data.decoding.fetch import AHEAD, Fetched, Request
+from taf_fast.data.decoding.fetch import AHEAD, Fetched, Request, empty_clips
 from taf_fast.data.views.planner import ClipPlan
 from taf_fast.errors import DataError
 
@@ -149,7 +149,7 @@ class WorkerFetcher:
 
     def _fetched(self, decoded: torch.Tensor, failures: dict[int, str]) -> Fetched:
         rows = [row for row in range(len(decoded)) if row not in failures]
-        clips = torch.empty((len(rows), *decoded.shape[1:]), dtype=torch.uint8, pin_memory=self._pin_memory)
+        clips = empty_clips((len(rows), *decoded.shape[1:]), self._pin_memory)
         # NumPy copies: PyTorch would start threads for it, which get in the way of the training step's.
         np.copyto(clips.numpy(), decoded.numpy()[rows] if failures else decoded.numpy())
         return Fetched(clips, rows, dict(sorted(failures.items())))
