@@ -3,10 +3,10 @@
     pytest benchmarks/test_data.py --benchmark-json=run.json && python benchmarks/report.py run.json
 
 The files are synthetic, in the formats and frame sizes of Something-Something V2 (VP9 WebM),
-Something-Something V1 (JPEG frames) and Diving48 (H.264). Epochs of small files repeat them, so that the start
-of an epoch, when nothing is decoded yet, weighs no more than in a real one. All loaders deliver the same
-training views of 8 frames of 224 x 224 pixels and are timed in turn. Timings never decide a test. The
-environment variable REPEATS sets the number of timed epochs, WORKERS the number of worker processes or threads.
+Something-Something V1 (JPEG frames) and Diving48 (H.264). Epochs of small files repeat them, so that the
+start of an epoch, when nothing is decoded yet, weighs no more than in a real one. All loaders deliver the
+same training views of 8 frames of 224 x 224 pixels and are timed in turn. Timings never decide a test. The
+environment variable REPEATS sets the number of timed epochs, WORKERS that of worker processes or threads.
 """
 
 import os

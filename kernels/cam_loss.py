@@ -171,25 +171,24 @@ class ClipStatistics(NamedTuple):
     scores: Tensor  # [B,T]
 
 
-class _Scores(NamedTuple):
-    argmin: Tensor  # [B,1], the position of the first minimum of the clip
-    argmax: Tensor  # [B,1]
-    raw: Tensor  # [B,1], D before eps
-    denominator: Tensor  # [B,1]
-    scores: Tensor  # [B,T]
-
-
-def _scores(cam: Tensor, use_range: bool, eps: float) -> _Scores:
-    """Normalise cam [B,T,P], float32 or float64, and sum it over positions; differentiable any number of
-    times."""
+def _extremes(cam: Tensor) -> tuple[Tensor, Tensor]:
+    """Minimum and maximum [B,1] of the clips of cam [B,T,P]; their gradient goes to the first position."""
     flat = cam.flatten(1)
-    # argmin and argmax return the first index on ties; amin and amax would split the gradient among the ties.
-    argmin, argmax = flat.argmin(1, keepdim=True), flat.argmax(1, keepdim=True)
-    minimum, maximum = flat.gather(1, argmin), flat.gather(1, argmax)
-    raw = maximum - minimum if use_range else maximum
-    denominator = torch.where(raw < 0, raw.clamp(max=-eps), raw.clamp(min=eps))
-    scores = (cam - minimum[..., None]).sum(2) / denominator
-    return _Scores(argmin, argmax, raw, denominator, scores)
+    if flat.requires_grad:
+        return flat.min(1, keepdim=True)[0], flat.max(1, keepdim=True)[0]
+    return flat.amin(1, keepdim=True), flat.amax(1, keepdim=True)  # faster, but equal values would share it
+
+
+def _denominator(minimum: Tensor, maximum: Tensor, use_range: bool, eps: float) -> Tensor:
+    """D [B,1], without gradient where eps applies."""
+    if use_range:
+        return (maximum - minimum).clamp(min=eps)
+    return torch.where(maximum < 0, maximum.clamp(max=-eps), maximum.clamp(min=eps))
+
+
+def _scores(cam: Tensor, minimum: Tensor, denominator: Tensor) -> Tensor:
+    """Normalise cam [B,T,P] and sum it over positions: [B,T]."""
+    return (cam - minimum[..., None]).sum(2) / denominator
 
 
 def clip_statistics(cam: Tensor, use_range: bool, eps: float) -> ClipStatistics:
@@ -198,9 +197,13 @@ def clip_statistics(cam: Tensor, use_range: bool, eps: float) -> ClipStatistics:
     cam is [B,T,h,w] with P = h*w; the results are float32, or float64 for float64.
     """
     cam = cam.to(accumulator(cam.dtype)).flatten(2)
-    argmin, argmax, raw, denominator, scores = _scores(cam, use_range, eps)
-    position = torch.arange(cam.shape[1] * cam.shape[2], device=cam.device)
-    at_min, at_max = ((position == index).to(cam.dtype) for index in (argmin, argmax))
+    minimum, maximum = _extremes(cam)
+    denominator = _denominator(minimum, maximum, use_range, eps)
+    scores = _scores(cam, minimum, denominator)
+    flat = cam.detach().flatten(1)
+    position = torch.arange(flat.shape[1], device=cam.device)
+    at_min, at_max = ((position == at[:, None]).to(cam.dtype) for at in (flat.argmin(1), flat.argmax(1)))
+    raw = maximum - minimum if use_range else maximum
     slope = (at_max - at_min if use_range else at_max) * (denominator == raw)
     return ClipStatistics(at_min.view_as(cam), slope.view_as(cam), denominator, scores)
 
@@ -208,8 +211,11 @@ def clip_statistics(cam: Tensor, use_range: bool, eps: float) -> ClipStatistics:
 def cam_loss_torch(
     cam: Tensor, num_frames: int, use_range: bool, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Do the same as :func:`cam_loss_triton` in plain PyTorch, in float64 too and for any T."""
-    scores = _scores(cam.to(accumulator(cam.dtype)).flatten(2), use_range, eps).scores
+    """Do the same as :func:`cam_loss_triton` in plain PyTorch, in float64 too and for any T; differentiable
+    any number of times."""
+    cam = cam.to(accumulator(cam.dtype)).flatten(2)
+    minimum, maximum = _extremes(cam)
+    scores = _scores(cam, minimum, _denominator(minimum, maximum, use_range, eps))
     ordered, order = scores.sort(dim=1, stable=True)  # NaN last
     return ordered[:, :num_frames].mean(1), scores, order[:, :num_frames].contiguous()
 

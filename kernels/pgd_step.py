@@ -8,7 +8,7 @@ bf16, where eager PyTorch moves 44 in fp32. A first step starts at clean, reads 
 memory traffic hides the arithmetic only if indexing is cheap, so the kernel walks memory linearly.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import product
 
 import torch
@@ -20,6 +20,8 @@ from .common import accumulator, in_cache, on_device_of, wrap_triton
 
 # 16 elements per thread with 4 warps.
 BLOCK = 2048
+# Elements that the path without a kernel works on at a time.
+CACHED = 2**17
 
 
 @triton.jit
@@ -95,20 +97,44 @@ def pgd_step_torch(
     """Do the same as :func:`pgd_step_triton` in plain PyTorch, in float64 and with limits per clip too."""
     values = limits if table is None else table[..., None, None]
     out = torch.empty_like(grad if x is None else x)
-    # On a CPU, new memory costs more than the arithmetic: frame by frame, all but the result is used again.
-    leading = out.shape[:-3] if in_cache(out) else ()
     precision = accumulator(out.dtype)
-    moved = bound = None
-    for frame in product(*map(range, leading)):
-        if table is not None and table.dim() > 2 and frame:
-            values = table[:, frame[0]].flatten(1)[..., None, None]  # [4,C,1,1]
+    scratch: list[Tensor] = []
+    for part in _parts(out):
+        target, centre = out[part], clean[part]
+        if table is not None and table.dim() > 2 and part:
+            clips = table[:, part[0]]
+            values = (clips if isinstance(part[0], slice) else clips.flatten(1))[..., None, None]
         step_size, epsilon, lower, upper = values
-        centre = clean[frame].to(precision)
-        if moved is None:
-            moved, bound = (torch.empty_like(out[frame], dtype=precision) for _ in range(2))
-        moved.copy_(grad[frame]).sign_().mul_(step_size)  # torch.sign(NaN) is 0
-        moved.add_(centre if x is None else x[frame])
-        torch.maximum(moved, torch.sub(centre, epsilon, out=bound), out=moved)
-        torch.minimum(moved, torch.add(centre, epsilon, out=bound), out=moved)
-        out[frame] = moved.clamp_(lower, upper)
+        if not scratch:  # the first part is the largest
+            count = 1 if x is None else 3
+            scratch = [torch.empty_like(target, dtype=precision) for _ in range(count)]
+        moved, *bounds = (tensor[: len(target)] for tensor in scratch)
+        moved.copy_(grad[part]).sign_()  # torch.sign(NaN) is 0
+        if x is None:
+            moved.mul_(_smaller(step_size, epsilon)).add_(centre)
+        else:
+            moved.mul_(_smaller(step_size, torch.finfo(precision).max)).add_(x[part])  # 0 times inf is NaN
+            low, high = bounds
+            torch.sub(high.copy_(centre), epsilon, out=low)
+            moved.clamp_(low, high.add_(epsilon))
+        target.copy_(moved.clamp_(lower, upper))
     return out
+
+
+def _parts(x: Tensor) -> Iterator[tuple[int | slice, ...]]:
+    """Indices that together cover x [...,C,H,W]. On a CPU, new memory costs more than the arithmetic: part by
+    part, all but the result is used again and stays in the cache."""
+    if not in_cache(x) or x.dim() == 3:
+        yield ()
+        return
+    *outer, frames = x.shape[:-3]
+    step = max(1, CACHED // max(1, x.shape[-3:].numel()))
+    for index in product(*map(range, outer)):
+        for start in range(0, frames, step):
+            yield *index, slice(start, start + step)
+
+
+def _smaller(one: float | Tensor, other: float | Tensor) -> float | Tensor:
+    if isinstance(one, Tensor):
+        return one.minimum(other) if isinstance(other, Tensor) else one.clamp(max=other)
+    return min(one, other)

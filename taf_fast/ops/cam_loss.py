@@ -62,8 +62,8 @@ def cam_loss(
         raise ValueError(f"denominator must be one of {DENOMINATORS}, got {denominator!r}")
     if not eps > 0:
         raise ValueError(f"eps must be positive, got {eps}")
-    if not (runs_on_triton(cam) or (cam.requires_grad and torch.is_grad_enabled())):
-        return cam_loss_torch(cam, num_frames, denominator == "range", eps)  # less than the op's dispatch
+    if not runs_on_triton(cam):  # a map is small: the op's dispatch would take longer than its work
+        return cam_loss_torch(cam, num_frames, denominator == "range", eps)
     return _cam_loss(cam, num_frames, denominator == "range", eps)
 
 

@@ -9,6 +9,7 @@ from torch.library import opcheck
 
 from taf_fast import ops
 from taf_fast.kernels import common
+from taf_fast.kernels import pgd_step as kernels
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 SHAPES = [
@@ -56,6 +57,30 @@ def test_numbers(shape, dtype, kind, generator, device):
     plain = reference.pgd_step(x.cpu(), grad.cpu(), clean.cpu(), *bounds)
     assert actual.dtype == dtype
     reference.assert_as_good_as_pytorch(actual, exact, plain)
+
+
+@pytest.mark.parametrize("elements", [1, 40, 120])
+@pytest.mark.parametrize("from_clean", [False, True])
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("shape", [(3, 5, 3, 2, 4), (5, 3, 2, 4), (2, 2, 3, 3, 2, 2), (0, 3, 3, 2, 2)])
+def test_the_size_of_the_parts_does_not_matter(shape, wide, from_clean, elements, generator, monkeypatch):
+    x, grad, clean = inputs(shape, torch.float32, generator)
+    per_clip = [shape[0], *[1] * (len(shape) - 4), 3, 1, 1]
+    step_size = torch.rand(per_clip if wide else 3, generator=generator)
+    start = None if from_clean else x
+    whole = ops.pgd_step(start, grad, clean, step_size, 0.15, 0.0, 1.0)
+    monkeypatch.setattr(kernels, "CACHED", elements)
+    assert torch.equal(ops.pgd_step(start, grad, clean, step_size, 0.15, 0.0, 1.0), whole)
+
+
+@pytest.mark.parametrize("as_tensors", [False, True])
+@pytest.mark.parametrize("from_clean", [False, True])
+def test_an_infinite_step_goes_to_the_border_of_the_ball(from_clean, as_tensors, device):
+    clean = torch.tensor([0.5, 0.25, 0.5, 0.875], device=device).view(1, 1, 2, 2)
+    grad = torch.tensor([1.0, -2.0, 0.0, 3.0], device=device).view(1, 1, 2, 2)
+    sizes = [torch.full((1,), size, device=device) if as_tensors else size for size in (math.inf, 0.25)]
+    actual = ops.pgd_step(None if from_clean else clean, grad, clean, *sizes, 0.0, 1.0)
+    assert actual.flatten().tolist() == [0.75, 0.0, 0.5, 1.0]
 
 
 @pytest.mark.parametrize("channels", [1, 3])
