@@ -22,6 +22,7 @@ import math
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -32,18 +33,22 @@ from torch.utils.flop_counter import flop_registry
 
 from taf_fast import models
 from taf_fast.augment import TemporalAugment
+from taf_fast.augment.replay import Replay
 from taf_fast.models.dual_batch_norm import add_adversarial_bn
 from taf_fast.models.memory_format import channels_last
 from taf_fast.precision import autocast
 from taf_fast.step import PlainStep, TAFStep
 
 CLASSES = 174
+#: The phase within the attack that goes back through what the clean forward recorded.
+REPLAY = "replay in the attack"
 #: Of the step as a whole; what is in none of the others is in the first.
 PHASES = (
     "input, choice, losses",
     "clean forward",
     "clean backward",
     "attack",
+    REPLAY,
     "adversarial forward",
     "adversarial backward",
     "optimiser",
@@ -205,7 +210,8 @@ def count_step(
                 nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], foreach=True)
                 optimizer.step()
 
-        with counter:
+        replay = counter.in_phase(REPLAY, Replay.gradient)
+        with counter, mock.patch.object(Replay, "gradient", replay):
             run()  # examines the model, and makes the momentum
             optimizer.zero_grad(set_to_none=True)
             momentum = [state["momentum_buffer"] for state in optimizer.state.values()]
