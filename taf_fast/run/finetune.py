@@ -7,6 +7,7 @@ import functools
 import math
 import resource
 import statistics
+import sys
 import time
 import zlib
 from collections.abc import Iterator, Sequence
@@ -109,6 +110,7 @@ def finetune(config: FinetuneConfig, resume: bool = False, trust_checkpoint: boo
         DataError, CheckpointError: the data or a checkpoint cannot be read, or does not fit.
         FileError: another process works on the run, or a file cannot be written.
         Stopped: a signal came before the first step of a run of several ranks.
+        SystemExit: another rank was asked to stop, and the state is saved; the status is ``ranks.AGAIN``.
     """
     with StopRequest(at_once=True) as stop, contextlib.ExitStack() as stack:
         try:
@@ -123,12 +125,15 @@ def finetune(config: FinetuneConfig, resume: bool = False, trust_checkpoint: boo
         stop.at_once = False
         training.begin(resume)
         try:
-            return training.train(stop)
+            result = training.train(stop)
         except DataError as error:
             # The weights are sound, so the run can go on once the data are mended. All ranks must save.
             if error.known_to_all_ranks:
                 training.save()
             raise
+        if training.stopping and not stop.requested:
+            sys.exit(ranks.AGAIN)
+        return result
 
 
 @dataclasses.dataclass(frozen=True)
