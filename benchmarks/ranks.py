@@ -3,9 +3,9 @@
     torchrun --nproc-per-node 2 benchmarks/ranks.py
 
 Each process takes the same number of clips of random pixels; on a CPU it has one thread, and Gloo exchanges
-the gradients. A round times each step twice, in opposite orders; the median over rounds of the ratio of both is
-printed with its standard error. Besides wall time, the CPU time of all processes is taken, which other work
-on the machine moves less. The environment variable ROUNDS sets the number of timed rounds, CLIPS that of
+the gradients. A round times each step twice, in opposite orders. Printed is the median over rounds of the
+ratio of both, with its standard error, for the wall time and for the CPU time of all processes, which other
+work on the machine moves less. The environment variable ROUNDS sets the number of timed rounds, CLIPS that of
 clips per process.
 """
 

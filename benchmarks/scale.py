@@ -114,7 +114,8 @@ def tables() -> Iterator[str]:
 
 def counted(clips: int) -> Step:
     """The step of ``clips`` clips, counted now."""
-    ends = predicted_ends(count_step(MODEL, batch_size=clips, attacked=round(SHARE * clips)), "bfloat16")
+    counts = count_step(MODEL, batch_size=clips, attacked=round(SHARE * clips))
+    ends = predicted_ends(counts.events, "bfloat16")
     backward = ends["adversarial backward"] - ends["adversarial forward"]
     return Step(round(1e3 * max(ends.values()), 1), round(1e3 * backward, 1))
 

@@ -21,11 +21,13 @@ from unittest import mock
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
 
 from taf_fast.augment.replay import Recording
 from taf_fast.augment.replay_graph import ReplayGraph
 from taf_fast.augment.rows import ALL_ROWS, Rows
-from taf_fast.bench.counts import fake_model
+from taf_fast.bench.counts import REPLAY, Launch, StepCounts, Wait, fake_model, kernel_bytes
 from taf_fast.errors import RunError
 from taf_fast.models.batch_counts import counted_at_once
 from taf_fast.models.contract import ModelView, StagedView, view_of
@@ -43,12 +45,14 @@ namespace { C10_REGISTER_GUARD_IMPL(CUDA, c10::impl::NoOpDeviceGuardImpl<c10::De
 
 class Kernels(NamedTuple):
     """What a graph launches: ``triton`` kernels that Inductor writes, kernels of this package's ``own``, and
-    ``matrix`` calls, convolutions and matrix products; ``bytes`` that all of them read and write."""
+    ``matrix`` calls, convolutions and matrix products; ``bytes`` that all of them are handed; ``launches``,
+    each of them in order."""
 
     triton: int
     own: int
     matrix: int
     bytes: float
+    launches: tuple[Launch, ...]
 
 
 def count_compiled(
@@ -75,21 +79,49 @@ def count_compiled(
         view: Any = view_of(model)
         x = torch.empty(batch_size, num_segments, size, size, 3).movedim(-1, 2)
         if attacked is None:
-            graphs = _training_graphs("plain", view, x)
+            graphs = _training_graphs("clean", view, x)
         else:
             with Recording():
                 graphs = _training_graphs("clean", view, x)
             if attacked:
-                graphs["replay"] = _replay_graph(view, x, attacked)
+                graphs[REPLAY] = _replay_graph(view, x, attacked)
                 with adversarial_path(model):
                     graphs |= _training_graphs("adversarial", view, x[:attacked])
     with _on_a_gpu(), _operations_of_a_gpu():
-        return {part: _kernels(graph, part.endswith("backward")) for part, graph in graphs.items()}
+        return {phase: _kernels(graph, phase) for phase, graph in graphs.items()}
 
 
 def total(graphs: dict[str, Kernels]) -> Kernels:
     """The sums of all graphs."""
-    return Kernels(*(sum(values) for values in zip(*graphs.values(), strict=True)))
+    each = graphs.values()
+    return Kernels(
+        sum(kernels.triton for kernels in each),
+        sum(kernels.own for kernels in each),
+        sum(kernels.matrix for kernels in each),
+        sum(kernels.bytes for kernels in each),
+        tuple(launch for kernels in each for launch in kernels.launches),
+    )
+
+
+def with_graphs(eager: StepCounts, graphs: dict[str, Kernels]) -> list[Launch | Wait]:
+    """The events of a step in whose phases the compiled graphs run in place of the eager operations."""
+    events: list[Launch | Wait] = []
+    done, earlier = 0, [0]  # launches of the compiled step, after each of the eager one
+    replaced: set[str] = set()
+    for event in eager.events:
+        if isinstance(event, Wait):
+            events.append(Wait(event.phase, earlier[event.launches]))
+            continue
+        graph = graphs.get(event.phase)
+        if graph is None:
+            launches: tuple[Launch, ...] = (event,)
+        else:
+            launches = () if event.phase in replaced else graph.launches
+            replaced.add(event.phase)
+        events += launches
+        done += len(launches)
+        earlier.append(done)
+    return events
 
 
 class _Captured(Exception):
@@ -154,7 +186,7 @@ def _capture(function: Callable, inputs: Any, found: dict, **options: Any) -> No
             raise
 
 
-def _kernels(graph: GraphModule, is_backward: bool) -> Kernels:
+def _kernels(graph: GraphModule, phase: str) -> Kernels:
     from torch._inductor import compile_fx
     from torch._inductor.graph import GraphLowering
     from torch._subclasses.fake_tensor import FakeTensorMode
@@ -181,13 +213,19 @@ def _kernels(graph: GraphModule, is_backward: bool) -> Kernels:
     def keep(lowering):
         written = codegen(lowering)[0]
         found["code"] = getattr(written, "value", written)
-        found["bytes"] = lowering.count_bytes()[0]
+        nodes = lowering.scheduler.nodes
+        found["bytes"] = sum(node.get_read_write_buffers_sizes() for node in nodes)
+        found["launches"] = tuple(filter(None, (_launch(node, phase) for node in nodes)))
         raise _Captured
 
     with mock.patch.object(GraphLowering, "codegen", keep):
         try:
             compile_fx.compile_fx_inner(
-                graph, inputs, is_backward=is_backward, cudagraphs=mock.MagicMock(value=False), graph_id=0
+                graph,
+                inputs,
+                is_backward=phase.endswith("backward"),
+                cudagraphs=mock.MagicMock(value=False),
+                graph_id=0,
             )
         except Exception:  # wrapped by Inductor
             if "code" not in found:
@@ -196,7 +234,28 @@ def _kernels(graph: GraphModule, is_backward: bool) -> Kernels:
     launched = re.findall(r"(\w+)\.run\(", body)
     triton = sum(kernel.startswith("triton_") for kernel in launched)
     matrix = len(re.findall(r"(?:extern_kernels\.\w+|convolution\w*\.default|mm\.\w+)\(", body))
-    return Kernels(triton, len(launched) - triton, matrix, float(found["bytes"]))
+    return Kernels(triton, len(launched) - triton, matrix, float(found["bytes"]), found["launches"])
+
+
+def _launch(node: Any, phase: str) -> Launch | None:
+    """What a node of Inductor's schedule launches."""
+    from torch._inductor.ir import MultiOutput
+
+    moved, flops = float(node.get_read_write_buffers_sizes()), 0.0
+    if isinstance(node.node, MultiOutput) or not moved:
+        return None
+    for operation in node.node.origins if node.is_extern() else ():
+        packet = getattr(operation.target, "overloadpacket", None)
+        if (counted := flop_registry.get(packet)) is not None:
+            args, kwargs = torch.fx.map_arg((operation.args, operation.kwargs), lambda of: of.meta["val"])
+            out = operation.meta["val"]
+            flops = float(counted(*args, **kwargs, out_val=out))
+            read, written = (
+                [leaf for leaf in tree_leaves(of) if isinstance(leaf, Tensor)] for of in (args, out)
+            )
+            # Less than what it is handed: a gradient of a convolution does not read the input's values.
+            moved = sum(kernel_bytes(operation.target._schema.name.split("::")[1], args, read, written))
+    return Launch(phase, node.get_name(), flops > 0, flops, moved)
 
 
 def _on_gpu(value: Any) -> Any:

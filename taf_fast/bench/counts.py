@@ -22,6 +22,7 @@ import math
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -32,18 +33,22 @@ from torch.utils.flop_counter import flop_registry
 
 from taf_fast import models
 from taf_fast.augment import TemporalAugment
+from taf_fast.augment.replay import Replay
 from taf_fast.models.dual_batch_norm import add_adversarial_bn
 from taf_fast.models.memory_format import channels_last
 from taf_fast.precision import autocast
 from taf_fast.step import PlainStep, TAFStep
 
 CLASSES = 174
+#: The phase within the attack that goes back through what the clean forward recorded.
+REPLAY = "replay in the attack"
 #: Of the step as a whole; what is in none of the others is in the first.
 PHASES = (
     "input, choice, losses",
     "clean forward",
     "clean backward",
     "attack",
+    REPLAY,
     "adversarial forward",
     "adversarial backward",
     "optimiser",
@@ -205,7 +210,8 @@ def count_step(
                 nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], foreach=True)
                 optimizer.step()
 
-        with counter:
+        parts = {name: counter.in_phase(REPLAY, getattr(Replay, name)) for name in ("__init__", "gradient")}
+        with counter, mock.patch.multiple(Replay, **parts):
             run()  # examines the model, and makes the momentum
             optimizer.zero_grad(set_to_none=True)
             momentum = [state["momentum_buffer"] for state in optimizer.state.values()]
@@ -296,7 +302,7 @@ class _Counter(TorchDispatchMode):
         flops = 0.0
         if func._overloadpacket in flop_registry:
             flops = flop_registry[func._overloadpacket](*args, **kwargs, out_val=out)
-        kernels = _kernels(name, args, read, written)
+        kernels = kernel_bytes(name, args, read, written)
         for moved in kernels:
             launch = Launch(self._phase, name, name in _MATRIX, flops / len(kernels), moved)
             self.events.append(launch)
@@ -323,7 +329,7 @@ def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
-def _kernels(name: str, args: tuple, read: list[Tensor], written: list[Tensor]) -> list[float]:
+def kernel_bytes(name: str, args: tuple, read: list[Tensor], written: list[Tensor]) -> list[float]:
     """The bytes that each launch of an operation reads and writes."""
     moved_in, moved_out = sum(map(_bytes, read)), sum(map(_bytes, written))
     if name == "convolution" and args[2] is not None:

@@ -6,10 +6,10 @@ waits; the card works through them in order. Not in it: Python that launches not
 exchange among ranks, and how far the real kernels are from the rates.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from taf_fast.bench.counts import StepCounts, Wait
+from taf_fast.bench.counts import Launch, Wait
 
 
 @dataclass(frozen=True)
@@ -43,17 +43,17 @@ class Card:
 H100 = Card("H100 SXM", {"bfloat16": 500e12, "float32": 250e12}, 0.85 * 3.35e12, 2.5e-6, 5e-6)
 
 
-def predicted_seconds(counts: StepCounts, precision: str, card: Card = H100) -> float:
-    """The seconds of a step in eager mode, from the first launch to the end of the last one."""
-    return max(predicted_ends(counts, precision, card).values())
+def predicted_seconds(events: Iterable[Launch | Wait], precision: str, card: Card = H100) -> float:
+    """The seconds of a step, from the first launch to the end of the last one."""
+    return max(predicted_ends(events, precision, card).values())
 
 
-def predicted_ends(counts: StepCounts, precision: str, card: Card = H100) -> dict[str, float]:
+def predicted_ends(events: Iterable[Launch | Wait], precision: str, card: Card = H100) -> dict[str, float]:
     """The seconds from the first launch of a step to the end of each phase, for the card and for the host."""
     host = device = 0.0
     ends: dict[str, float] = {}
     done = [0.0]
-    for event in counts.events:
+    for event in events:
         if isinstance(event, Wait):
             host = max(host, done[event.launches])
             ends[event.phase] = max(host, device)

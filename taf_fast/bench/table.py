@@ -3,7 +3,7 @@
 from rich import box
 from rich.table import Table
 
-from taf_fast.bench.compiled import Kernels, total
+from taf_fast.bench.compiled import Kernels, total, with_graphs
 from taf_fast.bench.counts import Counts, StepCounts
 from taf_fast.bench.prediction import predicted_seconds
 from taf_fast.bench.steps import Costs
@@ -51,13 +51,13 @@ def count_table(steps: list[StepCounts], precision: str, title: str) -> Table:
     columns = ("launches", "of matrices", "unfused GB", "TFLOP", "waits", "peak GiB", "predicted ms")
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
-    plain = predicted_seconds(steps[0], precision)
+    plain = predicted_seconds(steps[0].events, precision)
     for step in steps:
         name = step.name
         for phase, counts in step.phases.items():
             table.add_row(name, phase, *_shown(counts))
             name = ""
-        seconds = predicted_seconds(step, precision)
+        seconds = predicted_seconds(step.events, precision)
         over = "" if step is steps[0] else f" ({seconds / plain - 1:+.0%})"
         table.add_row(
             "", "in all", *_shown(step.total), f"{step.peak_bytes / 2**30:.2f}", f"{1000 * seconds:.1f}{over}"
@@ -87,19 +87,35 @@ def count_ratios(plain: StepCounts, step: StepCounts) -> str:
     return f"{step.name}: " + ", ".join(f"{name} {ratio:.3f}x" for name, ratio in ratios.items())
 
 
-def kernel_table(steps: dict[str, dict[str, Kernels]], title: str) -> Table:
-    """Build a table with a row for every graph of compiled steps, and one for each step as a whole."""
+def kernel_table(
+    steps: list[StepCounts], graphs: list[dict[str, Kernels]], precision: str, title: str
+) -> Table:
+    """Build a table with a row for every graph of compiled steps, and one for each step as a whole.
+
+    The first step is the plain one; ``steps`` has the counts of the same steps in eager mode, whose launches
+    outside the graphs are part of the predicted time.
+    """
     table = Table(title=title, box=box.SIMPLE)
     table.add_column("step", no_wrap=True)
     table.add_column("graph", no_wrap=True)
-    for column in ("Triton kernels", "own kernels", "of matrices", "GB"):
+    for column in ("Triton kernels", "own kernels", "of matrices", "GB", "predicted ms"):
         table.add_column(column, justify="right", no_wrap=True)
-    for step, graphs in steps.items():
-        for graph, kernels in (graphs | {"in all": total(graphs)}).items():
-            table.add_row(step, graph, *map(str, kernels[:3]), f"{kernels.bytes / 1e9:.1f}")
-            step = ""
+    seconds = [
+        predicted_seconds(with_graphs(step, of), precision) for step, of in zip(steps, graphs, strict=True)
+    ]
+    for step, of, predicted in zip(steps, graphs, seconds, strict=True):
+        over = "" if step is steps[0] else f" ({predicted / seconds[0] - 1:+.0%})"
+        name = step.name
+        for graph, kernels in of.items():
+            table.add_row(name, graph, *_shown_kernels(kernels))
+            name = ""
+        table.add_row("", "in all", *_shown_kernels(total(of)), f"{1000 * predicted:.1f}{over}")
         table.add_section()
     return table
+
+
+def _shown_kernels(kernels: Kernels) -> tuple[str, ...]:
+    return (*map(str, (kernels.triton, kernels.own, kernels.matrix)), f"{kernels.bytes / 1e9:.1f}")
 
 
 def kernel_ratios(plain: dict[str, Kernels], taf: dict[str, Kernels]) -> str:

@@ -74,7 +74,7 @@ def bench(
             raise RunError(f"{', '.join(given)}: counts are those of a step in channels_last, on any device")
         step = model, num_segments, size or 224, batch_size or 30, precision or "bfloat16"
         if compile:
-            _count_compiled(*step, shares[0])
+            _count_compiled(*step, shares)
         else:
             _count(*step, shares, counts)
         return
@@ -130,18 +130,22 @@ def _count(
 
 
 def _count_compiled(
-    model: str, num_segments: int, size: int, batch_size: int, precision: str, share: float
+    model: str, num_segments: int, size: int, batch_size: int, precision: str, shares: tuple[float, ...]
 ) -> None:
     from rich.console import Console
 
     from taf_fast.bench.compiled import count_compiled
+    from taf_fast.bench.counts import count_step
+    from taf_fast.bench.prediction import H100
     from taf_fast.bench.table import kernel_ratios, kernel_table
 
-    attacked = round(share * batch_size)
+    choices = [None, *(round(share * batch_size) for share in shares)]
     step = model, num_segments, size, batch_size, precision
-    plain, taf = count_compiled(*step), count_compiled(*step, attacked)
+    graphs = [count_compiled(*step, attacked) for attacked in choices]
+    steps = [count_step(*step, attacked) for attacked in choices]
     title = (
         f"{model}, {batch_size} clips of {num_segments} x {size} pixels, {precision}, channels_last, compiled"
     )
-    Console(width=max(120, Console().width)).print(kernel_table({"plain": plain, "TAF": taf}, title))
-    print(f"Against the plain step, TAF, p = {attacked / batch_size:.3g}: {kernel_ratios(plain, taf)}")
+    Console(width=max(120, Console().width)).print(kernel_table(steps, graphs, precision, title))
+    print(f"Predicted, not measured, for an {H100.describe(precision)}")
+    print(f"Against the plain step, {steps[1].name}: {kernel_ratios(graphs[0], graphs[1])}")

@@ -7,7 +7,7 @@ from run_command import error_of, output_of
 from torch.utils.flop_counter import FlopCounterMode
 
 from taf_fast import PlainStep, models
-from taf_fast.bench.counts import Launch, StepCounts, Wait, _Counter, count_step
+from taf_fast.bench.counts import Launch, Wait, _Counter, count_step
 from taf_fast.bench.measure import peak_bytes
 from taf_fast.bench.prediction import Card, predicted_seconds
 from taf_fast.bench.steps import _resident
@@ -98,8 +98,7 @@ def test_prediction():
         Wait("attack", 2),
         Launch("attack", "mm", True, flops=10.0, bytes=50.0),  # issued at 6.5, done at 12.5
     ]
-    counts = StepCounts(1, 1, 1, events, peak_bytes=0)
-    assert predicted_seconds(counts, "bfloat16", card) == 12.5
+    assert predicted_seconds(events, "bfloat16", card) == 12.5
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from taf_fast.bench.counts import Launch, StepCounts, Wait
+from taf_fast.bench.counts import Launch, Wait
 from taf_fast.bench.prediction import Card, predicted_ends
 
 ROOT = Path(__file__).parents[2]
@@ -59,5 +59,5 @@ def test_the_end_of_each_phase():
         Wait("attack", 1),
         Launch("adversarial backward", "add", False, flops=0.0, bytes=1.0),  # issued at 5, done at 5.5
     ]
-    ends = predicted_ends(StepCounts(1, 1, 1, events, peak_bytes=0), "bfloat16", card)
+    ends = predicted_ends(events, "bfloat16", card)
     assert ends == {"clean backward": 4.0, "attack": 4.0, "adversarial backward": 5.5}
