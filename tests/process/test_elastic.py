@@ -21,16 +21,16 @@ RECORDED = """
 import json, os, sys
 from taf_fast.cli import main
 from taf_fast.process import ranks
-from taf_fast.run.finetune import _Training
+from taf_fast.run.optimizer_step import OptimizerStep
 
-train_step = _Training._train_step
+take = OptimizerStep.take
 
-def recorded(self, batch, **about):
+def recorded(self, batch, number):
     with open(f"{os.environ['RECORD']}.{ranks.rank()}", "a") as file:
-        file.write(json.dumps([self.steps_done + 1, ranks.count(), batch.ids]) + "\\n")
-    train_step(self, batch, **about)
+        file.write(json.dumps([number, ranks.count(), batch.ids]) + "\\n")
+    return take(self, batch, number)
 
-_Training._train_step = recorded
+OptimizerStep.take = recorded
 main()
 """
 
