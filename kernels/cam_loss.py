@@ -174,7 +174,7 @@ class ClipStatistics(NamedTuple):
 def _extremes(cam: Tensor) -> tuple[Tensor, Tensor]:
     """Minimum and maximum [B,1] of the clips of cam [B,T,P]; their gradient goes to the first position."""
     flat = cam.flatten(1)
-    if flat.requires_grad:
+    if torch.is_grad_enabled():
         return flat.min(1, keepdim=True)[0], flat.max(1, keepdim=True)[0]
     return flat.amin(1, keepdim=True), flat.amax(1, keepdim=True)  # faster, but equal values would share it
 

@@ -21,12 +21,13 @@ from unittest import mock
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from taf_fast.augment.replay import Recording
 from taf_fast.augment.replay_graph import ReplayGraph
 from taf_fast.augment.rows import ALL_ROWS, Rows
-from taf_fast.bench.counts import REPLAY, Launch, StepCounts, Wait, fake_model
+from taf_fast.bench.counts import REPLAY, Launch, StepCounts, Wait, fake_model, kernel_bytes
 from taf_fast.errors import RunError
 from taf_fast.models.batch_counts import counted_at_once
 from taf_fast.models.contract import ModelView, StagedView, view_of
@@ -240,16 +241,21 @@ def _launch(node: Any, phase: str) -> Launch | None:
     """What a node of Inductor's schedule launches."""
     from torch._inductor.ir import MultiOutput
 
-    moved = node.get_read_write_buffers_sizes()
+    moved, flops = float(node.get_read_write_buffers_sizes()), 0.0
     if isinstance(node.node, MultiOutput) or not moved:
         return None
-    flops = 0.0
     for operation in node.node.origins if node.is_extern() else ():
-        counted = flop_registry.get(getattr(operation.target, "overloadpacket", None))
-        if counted is not None:
-            values = torch.fx.map_arg((operation.args, operation.kwargs), lambda of: of.meta["val"])
-            flops = float(counted(*values[0], **values[1], out_val=operation.meta["val"]))
-    return Launch(phase, node.get_name(), flops > 0, flops, float(moved))
+        packet = getattr(operation.target, "overloadpacket", None)
+        if (counted := flop_registry.get(packet)) is not None:
+            args, kwargs = torch.fx.map_arg((operation.args, operation.kwargs), lambda of: of.meta["val"])
+            out = operation.meta["val"]
+            flops = float(counted(*args, **kwargs, out_val=out))
+            read, written = (
+                [leaf for leaf in tree_leaves(of) if isinstance(leaf, Tensor)] for of in (args, out)
+            )
+            # Less than what it is handed: a gradient of a convolution does not read the input's values.
+            moved = sum(kernel_bytes(operation.target._schema.name.split("::")[1], args, read, written))
+    return Launch(phase, node.get_name(), flops > 0, flops, moved)
 
 
 def _on_gpu(value: Any) -> Any:

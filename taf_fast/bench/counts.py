@@ -210,8 +210,10 @@ def count_step(
                 nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], foreach=True)
                 optimizer.step()
 
-        replay = counter.in_phase(REPLAY, Replay.gradient)
-        with counter, mock.patch.object(Replay, "gradient", replay):
+        parts: Any = {
+            name: counter.in_phase(REPLAY, getattr(Replay, name)) for name in ("__init__", "gradient")
+        }
+        with counter, mock.patch.multiple(Replay, **parts):
             run()  # examines the model, and makes the momentum
             optimizer.zero_grad(set_to_none=True)
             momentum = [state["momentum_buffer"] for state in optimizer.state.values()]
@@ -302,7 +304,7 @@ class _Counter(TorchDispatchMode):
         flops = 0.0
         if func._overloadpacket in flop_registry:
             flops = flop_registry[func._overloadpacket](*args, **kwargs, out_val=out)
-        kernels = _kernels(name, args, read, written)
+        kernels = kernel_bytes(name, args, read, written)
         for moved in kernels:
             launch = Launch(self._phase, name, name in _MATRIX, flops / len(kernels), moved)
             self.events.append(launch)
@@ -329,7 +331,7 @@ def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
-def _kernels(name: str, args: tuple, read: list[Tensor], written: list[Tensor]) -> list[float]:
+def kernel_bytes(name: str, args: tuple, read: list[Tensor], written: list[Tensor]) -> list[float]:
     """The bytes that each launch of an operation reads and writes."""
     moved_in, moved_out = sum(map(_bytes, read)), sum(map(_bytes, written))
     if name == "convolution" and args[2] is not None:

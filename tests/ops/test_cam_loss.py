@@ -7,6 +7,7 @@ import torch
 from reference import ops as reference
 
 from taf_fast import ops
+from taf_fast.kernels import common
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 DENOMINATORS = ["max", "range"]
@@ -100,6 +101,22 @@ def test_ties_go_to_the_first(denominator, function, device):
     actual = gradient(function, cam, 2, denominator, one, 0 * one)
     exact = gradient(reference.cam_loss, cam.cpu().double(), 2, denominator, one.cpu(), 0 * one.cpu())
     torch.testing.assert_close(actual.cpu(), exact.float())
+
+
+@pytest.mark.skipif(common.INTERPRETED, reason="transforms do not reach through a kernel")
+@pytest.mark.parametrize("denominator", DENOMINATORS)
+def test_function_transforms_on_a_cpu(denominator, generator):
+    cam = torch.randint(5, (1, 4, 2, 3), generator=generator).double()  # with ties
+    direction = random_cam(cam.shape, torch.float64, generator)
+    one = torch.ones(1, dtype=torch.float64)
+    exact = gradient(reference.cam_loss, cam, 2, denominator, one, 0 * one)
+
+    def loss(cam):
+        return ops.cam_loss(cam, 2, denominator)[0].sum()
+
+    torch.testing.assert_close(torch.func.grad(loss)(cam), exact)
+    along = torch.func.jvp(loss, (cam,), (direction,))[1]
+    torch.testing.assert_close(along, (exact * direction).sum())
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)

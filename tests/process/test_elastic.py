@@ -23,19 +23,20 @@ RECORDED = """
 import json, os, sys, time
 from taf_fast.cli import main
 from taf_fast.process import ranks
-from taf_fast.run.finetune import _Training
+from taf_fast.run.training import Training
 
-train_step = _Training._train_step
+step = Training._step
 
 def recorded(self, batch, **about):
+    number = self._state.steps_done + 1
     hold = json.loads(os.environ["HOLD"]).get(str(ranks.count()))
-    while ranks.first() and self.steps_done + 1 == hold and not self.stop.requested:
+    while ranks.first() and number == hold and not self._stop.requested:
         time.sleep(0.01)
     with open(f"{os.environ['RECORD']}.{ranks.rank()}", "a") as file:
-        file.write(json.dumps([self.steps_done + 1, ranks.count(), batch.ids]) + "\\n")
-    train_step(self, batch, **about)
+        file.write(json.dumps([number, ranks.count(), batch.ids]) + "\\n")
+    step(self, batch, **about)
 
-_Training._train_step = recorded
+Training._step = recorded
 main()
 """
 

@@ -144,7 +144,7 @@ def scripted(patch, *values):
     """Let the validation losses of epoch after epoch be ``values``."""
     rest = iter(values)
     patch.setattr(
-        "taf_fast.run.finetune.score",
+        "taf_fast.run.training.score",
         lambda predictions: dataclasses.replace(score(predictions), loss=next(rest, 9.0)),
     )
 
@@ -223,7 +223,7 @@ def test_an_epoch_that_could_not_be_validated_is_validated_later(dataset, short,
         raise error
 
     with monkeypatch.context() as patch, pytest.raises(DataError, match="the disk is away"):
-        patch.setattr("taf_fast.run.finetune.predict", fail)
+        patch.setattr("taf_fast.run.training.predict", fail)
         finetune(config(dataset, out, epochs=1, **PLAIN))
     assert not scores(out)
     scripted(monkeypatch, 2.0)

@@ -12,7 +12,7 @@ from taf_fast.data.synth import write_ssv2
 from taf_fast.errors import RunError
 from taf_fast.process import ranks
 from taf_fast.run.config import FinetuneConfig
-from taf_fast.run.finetune import _require_equal_values
+from taf_fast.run.equal_values import require_equal_values
 from taf_fast.run.scanned import scanned_by_first
 
 SPLITS = ("train", "validation")
@@ -97,8 +97,8 @@ def test_other_values_are_named(tmp_path, monkeypatch):
         with pytest.raises(
             RunError, match=f"^{name} must be equal on all ranks: .* for {mine}, .* for rank 0"
         ):
-            _require_equal_values(config)
+            require_equal_values(config)
     same = dataclasses.replace(config, threads=1, out=tmp_path / "out", data=tmp_path / "data")
     values = {field.name: getattr(same, field.name) for field in dataclasses.fields(same)}
     monkeypatch.setattr(ranks, "from_first", lambda make: ("rank 0 of 2 on a", values))
-    _require_equal_values(config)
+    require_equal_values(config)

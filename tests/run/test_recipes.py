@@ -126,7 +126,7 @@ def views(monkeypatch):
         seen.append(options["view"])
         return ClipLoader(*args, **options)
 
-    monkeypatch.setattr("taf_fast.run.finetune.ClipLoader", loader)
+    monkeypatch.setattr("taf_fast.run.parts.ClipLoader", loader)
     return seen
 
 

@@ -12,8 +12,9 @@ from taf_fast import PlainStep, TAFStep, TemporalAugment, add_adversarial_bn
 from taf_fast.data import Batch
 from taf_fast.process import ranks
 from taf_fast.run.config import FinetuneConfig
-from taf_fast.run.finetune import _Training
+from taf_fast.run.parts import build
 from taf_fast.run.reduction import ReducedStep
+from taf_fast.run.unsettled import Measured, Unsettled
 
 
 @pytest.fixture
@@ -91,9 +92,8 @@ def test_a_step_in_parts(dataset, tmp_path, augment, clips):
         clip_grad=None,
     )
     with contextlib.ExitStack() as stack:
-        training = _Training(config, stack)
-        training.build(False)
-        batch = next(iter(training.loader))
+        run = build(config, stack, trust_checkpoint=False)
+        batch = next(iter(run.train))
         batch = Batch(batch.clips[:clips], batch.labels[:clips], batch.ids[:clips], 0.0)
         x, y = batch.clips, batch.labels
         # A step takes all its parts, whatever has become of its clips.
@@ -102,9 +102,11 @@ def test_a_step_in_parts(dataset, tmp_path, augment, clips):
             3: [(x[:2], y[:2]), (x[2:], y[2:])],
             1: [(x, y), (x, y)],
         }
-        other, generator = copy.deepcopy(training.step), copy.deepcopy(training.generator.get_state())
-        training._train_step(batch)
-        training._settle()
+        other, generator = copy.deepcopy(run.optimizer_step.step), run.generator.get_state()
+        measured: list[Measured] = []
+        unsettled = Unsettled(measured.append)
+        unsettled.add(run.optimizer_step.take(batch, number=1))
+        unsettled.settle()
 
         draws = torch.Generator()
         draws.set_state(generator)
@@ -114,7 +116,7 @@ def test_a_step_in_parts(dataset, tmp_path, augment, clips):
             out = other(part, labels, draws)
             (out["loss"] * len(labels) / total).backward()
             loss += out["loss"].item() * len(labels) / total
-        assert training.measured["loss"] == pytest.approx(loss, rel=1e-5)
-        assert training.measured.get("attacked", total) == total
-        for mine, reference in zip(training.model.parameters(), other.model.parameters(), strict=True):
+        assert measured[0].values["loss"] == pytest.approx(loss, rel=1e-5)
+        assert measured[0].values.get("attacked", total) == total
+        for mine, reference in zip(run.model.parameters(), other.model.parameters(), strict=True):
             torch.testing.assert_close(mine.grad, reference.grad, rtol=1e-3, atol=1e-5)

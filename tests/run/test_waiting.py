@@ -7,8 +7,7 @@ import pytest
 
 from taf_fast.data import ClipLoader, loader, read_dataset, scan
 from taf_fast.data.cache.write import write_cache
-from taf_fast.run import finetune as module
-from taf_fast.run import waiting
+from taf_fast.run import training, waiting
 from taf_fast.run.config import FinetuneConfig
 from taf_fast.run.finetune import finetune
 from taf_fast.run.waiting import Waiting
@@ -89,8 +88,8 @@ def test_a_run_with_a_slow_loader(dataset, tmp_path, capsys, monkeypatch, slow):
     moment = SimpleNamespace(perf_counter=lambda: next(seconds) if slow else 0)
     steps = itertools.count()
     monkeypatch.setattr(loader, "time", moment)
-    clock = SimpleNamespace(**vars(module.time) | {"perf_counter": lambda: next(steps)})
-    monkeypatch.setattr(module, "time", clock)
+    clock = SimpleNamespace(**vars(training.time) | {"perf_counter": lambda: next(steps)})
+    monkeypatch.setattr(training, "time", clock)
     options = dict(augment="none", model="tsm_resnet18", size=32, batch_size=8, epochs=2, lr=0.01)
     finetune(config(data=str(dataset), out=str(tmp_path / "run"), **options))
     said = [text for text in capsys.readouterr().out.splitlines() if "waited for clips" in text]
