@@ -16,9 +16,9 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
-def rendezvous() -> dict[str, str]:
-    """What torchrun tells two ranks of where to meet."""
-    return dict(WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
+def rendezvous(count: int = 2) -> dict[str, str]:
+    """What torchrun tells ``count`` ranks of where to meet."""
+    return dict(WORLD_SIZE=str(count), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
 
 
 def children(process: subprocess.Popen) -> list[int]:
@@ -34,8 +34,13 @@ def steps_of(out):
     return [line for line in measured(out) if "loss" in line]
 
 
-def wait_for_steps(out, process, count):
+def wait_until(condition, *processes):
+    """Wait while all of them run."""
     deadline = time.monotonic() + SECONDS
-    while len(steps_of(out)) < count:
-        assert process.poll() is None and time.monotonic() < deadline
+    while not condition():
+        assert not any(process.poll() is not None for process in processes) and time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def wait_for_steps(out, process, count):
+    wait_until(lambda: len(steps_of(out)) >= count, process)

@@ -210,7 +210,9 @@ def count_step(
                 nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], foreach=True)
                 optimizer.step()
 
-        parts = {name: counter.in_phase(REPLAY, getattr(Replay, name)) for name in ("__init__", "gradient")}
+        parts: Any = {
+            name: counter.in_phase(REPLAY, getattr(Replay, name)) for name in ("__init__", "gradient")
+        }
         with counter, mock.patch.multiple(Replay, **parts):
             run()  # examines the model, and makes the momentum
             optimizer.zero_grad(set_to_none=True)

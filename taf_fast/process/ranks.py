@@ -34,6 +34,9 @@ TIMEOUT = datetime.timedelta(minutes=30)
 STOP_SECONDS = 60.0
 #: After how long without a sign of life a rank counts as lost, as one does whose machine is gone.
 LOST_SECONDS = 120.0
+#: The status of a rank that has saved its state because another one was asked to stop. With status 0 its own
+#: torchrun would take the run as finished; with this one (EX_TEMPFAIL of sysexits.h) it starts it again.
+AGAIN = 75
 # From one sign of life to the next.
 _BEAT_SECONDS = 5.0
 # How long a rank that ends waits for the others to learn why.
@@ -56,7 +59,11 @@ def joined() -> Iterator[None]:
     ``TIMEOUT``, is a user error on each of the others. Waiting where no error can come, as for a GPU, ends
     the process within ``STOP_SECONDS`` after SIGTERM or SIGINT, or after another rank has ended or has given
     no sign of life for ``LOST_SECONDS``.
+
+    Raises:
+        RunError: torchrun is to start ranks again, but would let them meet in the store of those before.
     """
+    _require_new_store()
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield
         return
@@ -78,19 +85,42 @@ def joined() -> Iterator[None]:
                 try:
                     yield
                 except SystemExit as ended:
-                    if ended.code:
+                    if not _in_order(ended):
                         raise
                     # torchrun ends all ranks after an error in one, but the first may still have to write.
                     anywhere(False)
                     dist.destroy_process_group()
                     raise
         except BaseException as error:
-            if isinstance(error, SystemExit) and not error.code:
+            if _in_order(error):
                 raise
             common = _common_end(store, error)
             if common is error:
                 raise
             raise common from None
+
+
+def _require_new_store() -> None:
+    """Raise RunError where the ranks of several machines, started again by torchrun, would wait for those
+    whose addresses are still in its store. On one machine restarted ranks have a part of the store of their
+    own."""
+    shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0))
+    machines = int(os.environ.get("GROUP_WORLD_SIZE", 1))
+    if not (shared and restarts and machines > 1):
+        return
+    if os.environ["RANK"] != "0":
+        sys.exit(2)
+    raise RunError(
+        f"--max-restarts {restarts} of torchrun works on several machines only with "
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its environment and with --rdzv-backend c10d: it lets new "
+        "processes meet where the old ones did, and they wait for those"
+    )
+
+
+def _in_order(error: BaseException) -> bool:
+    """Whether all ranks end alike, without an error."""
+    return isinstance(error, SystemExit) and error.code in (None, 0, AGAIN)
 
 
 def _common_end(store: dist.Store, error: BaseException) -> BaseException:

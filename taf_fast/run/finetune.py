@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import resource
+import sys
 import time
 
 import torch
@@ -50,6 +51,7 @@ def finetune(config: FinetuneConfig, resume: bool = False, trust_checkpoint: boo
         DataError, CheckpointError: the data or a checkpoint cannot be read, or does not fit.
         FileError: another process works on the run, or a file cannot be written.
         Stopped: a signal came before the first step of a run of several ranks.
+        SystemExit: another rank was asked to stop, and the state is saved; the status is ``ranks.AGAIN``.
     """
     with StopRequest(at_once=True) as stop, contextlib.ExitStack() as stack:
         try:
@@ -69,12 +71,15 @@ def finetune(config: FinetuneConfig, resume: bool = False, trust_checkpoint: boo
         state = RunState(parts, folder)
         training = Training(state, begin(state, stack), stop)
         try:
-            return training.train()
+            result = training.train()
         except DataError as error:
             # The weights are sound, so the run can go on once the data are mended. All ranks must save.
             if error.known_to_all_ranks:
                 training.save()
             raise
+        if result is None and not stop.requested:
+            sys.exit(ranks.AGAIN)
+        return result
 
 
 @dataclasses.dataclass(frozen=True)

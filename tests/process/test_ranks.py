@@ -1,4 +1,4 @@
-"""Two ranks on the CPU: as one process that does what both do, whatever ends them and wherever it does."""
+"""Some ranks on the CPU: as one process that does what both do, whatever ends them and wherever it does."""
 
 import copy
 import json
@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 import time
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from run_command import command, finetune_arguments, output_of
 from safetensors.torch import load_file
 
 from taf_fast import TAFStep, add_adversarial_bn, models
+from taf_fast.cli import main
 from taf_fast.data import ClipLoader, read_ssv2, scan
 from taf_fast.errors import RunError
 from taf_fast.models.memory_format import channels_last
@@ -40,20 +42,36 @@ RUN = dict(epochs=2, checkpoint_every=2, schedule="cosine", warmup_epochs=1, ema
 
 
 @pytest.fixture(scope="module")
-def two_ranks(launch):
-    """Run the command line on two ranks: both end with ``status``, and only the first prints."""
+def start_ranks(launch):
+    """Start the command line on ``count`` ranks."""
 
-    def run(*arguments, status=0):
-        group = rendezvous()
-        processes = [
-            launch(command(*arguments), RANK=str(rank), LOCAL_RANK=str(rank), **group) for rank in (0, 1)
+    def start(count, *arguments):
+        group = rendezvous(count)
+        return [
+            launch(command(*arguments), RANK=str(rank), LOCAL_RANK=str(rank), **group)
+            for rank in range(count)
         ]
-        (printed, errors), second = (process.communicate(timeout=SECONDS) for process in processes)
-        assert [process.returncode for process in processes] == [status] * 2, (errors, second)
-        assert second == ("", "")
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def in_ranks(start_ranks):
+    """Run the command line on ``count`` ranks: all end with ``status``, and only the first prints."""
+
+    def run(count, *arguments, status=0):
+        processes = start_ranks(count, *arguments)
+        (printed, errors), *others = [process.communicate(timeout=SECONDS) for process in processes]
+        assert [process.returncode for process in processes] == [status] * count, (errors, others)
+        assert others == [("", "")] * (count - 1)
         return errors if status else printed
 
     return run
+
+
+@pytest.fixture(scope="module")
+def two_ranks(in_ranks):
+    return partial(in_ranks, 2)
 
 
 @pytest.fixture
@@ -324,6 +342,34 @@ def test_killed_and_resumed_equals_uninterrupted(dataset, finished, torchrun, tw
         assert losses == [line["step"] for line in steps_of(out)]
 
 
+@pytest.mark.slow
+def test_three_ranks_of_which_one_is_killed(dataset, start_ranks, in_ranks, tmp_path):
+    """The others end, and the run resumed equals an uninterrupted one bit for bit: where a gradient lies
+    decides how its sum over more than two ranks is rounded."""
+    values = RUN | {"batch_size": 6}
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    in_ranks(3, *finetune_arguments(dataset, whole, **values))
+    assert len(steps_of(whole)) == 8
+
+    arguments = finetune_arguments(dataset, out, **values)
+    first, second, third = start_ranks(3, *arguments)
+    wait_for_steps(out, first, 3)
+    second.kill()
+    (_, errors), (_, errors_of_third) = (process.communicate(timeout=SECONDS) for process in (first, third))
+    assert (first.returncode, third.returncode) == (2, 2)
+    # The first rank repeats what the third one says if that one noticed first.
+    message = "error: rank {} of 3 on {} waited for another, which has ended or".format
+    own, of_third = (message(rank, socket.gethostname()) for rank in (0, 2))
+    assert errors.splitlines()[-1].startswith((own, of_third))
+    assert errors_of_third == "" or errors_of_third.splitlines()[-1].startswith(of_third)
+    assert len(steps_of(out)) < 8
+
+    in_ranks(3, *arguments, "--resume")
+    for name in ("model.safetensors", "best.safetensors", "state.safetensors", "quarantine.json"):
+        assert (out / name).read_bytes() == (whole / name).read_bytes(), name
+    assert measured(out) == measured(whole)
+
+
 def test_the_state_is_of_all_ranks(finished):
     state = load_file(finished[0] / "state.safetensors")
     for name in ("cpu", "attack"):
@@ -430,6 +476,24 @@ def test_a_clip_that_only_one_rank_finds_damaged(dataset, two_ranks, tmp_path, c
 def test_a_diverged_run_ends_on_all_ranks(dataset, two_ranks, tmp_path):
     errors = two_ranks(*finetune_arguments(dataset, tmp_path / "run", lr=1e12), status=2)
     assert errors.count("error: ") == 1 and "expected finite values" in errors
+
+
+def test_restarts_need_a_store_of_their_own(error, monkeypatch, capsys):
+    torchrun = dict(TORCHELASTIC_USE_AGENT_STORE="True", TORCHELASTIC_MAX_RESTARTS="3", RANK="0")
+    for name, value in (torchrun | {"GROUP_WORLD_SIZE": "2"}).items():
+        monkeypatch.setenv(name, value)
+    message = "works on several machines only with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its environment"
+    assert message in error("recipes")
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2 and capsys.readouterr() == ("", "")
+    for name, value in (("TORCHELASTIC_MAX_RESTARTS", "0"), ("GROUP_WORLD_SIZE", "1")):
+        with monkeypatch.context() as changed:
+            changed.setenv(name, value)
+            with pytest.raises(SystemExit) as ended:
+                main()
+            assert not ended.value.code
 
 
 @pytest.mark.slow
