@@ -14,7 +14,7 @@ from taf_fast.augment.known import Examined, known_of
 from taf_fast.augment.model_state import find_changing_state, running_statistics_untouched
 from taf_fast.augment.replay import Recording
 from taf_fast.models.contract import view_of
-from taf_fast.models.modules import is_of
+from taf_fast.models.modules import base_of
 
 _DROPOUTS = {
     *(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout),
@@ -72,7 +72,7 @@ def examine(model: nn.Module, x: Tensor, record: Callable[[], RecordStatistics],
 def _refuse_observers(model: nn.Module) -> None:
     for name, module in model.named_modules():
         of_weights = name.endswith("weight_fake_quant")
-        if is_of(module, "FakeQuantizeBase") and not of_weights and module.observer_enabled[0]:
+        if base_of(type(module), "FakeQuantizeBase") and not of_weights and module.observer_enabled[0]:
             raise ValueError(
                 f"{name} ({type(module).__name__}) quantises in a range that it observes over the batch: the "
                 "attack on clips alone needs model.apply(torch.ao.quantization.disable_observer), "

@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm
 
 from taf_fast.augment.known import known_of
 from taf_fast.models.dual_batch_norm import plain_class
-from taf_fast.models.modules import is_of, modules_of
+from taf_fast.models.modules import base_of, modules_of
 from taf_fast.models.recomputation import recomputed_within
 
 
@@ -115,7 +115,7 @@ def _read_elsewhere(model: nn.Module) -> Iterator[tuple[int, str]]:
     them updates."""
     modules = modules_of(model)
     for module in modules:
-        if is_of(module, "_ConvBnNd", "LinearBn1d"):
+        if base_of(type(module), "_ConvBnNd", "LinearBn1d"):
             index = modules.index(module.bn)
             yield from ((index, name) for name in ("running_mean", "running_var"))
 

@@ -49,7 +49,7 @@ def parameters_of(model: nn.Module) -> list[nn.Parameter]:
     return list(dict.fromkeys(every))
 
 
-def is_of(module: nn.Module, *classes: str) -> bool:
-    """Whether the module's class or one of its bases has one of the names: a package that nothing has
+def base_of(kind: type, *names: str) -> str | None:
+    """The first of the class and its bases that has one of the names, by name: a package that nothing has
     imported needs no import."""
-    return any(kind.__name__ in classes for kind in type(module).__mro__)
+    return next((base.__name__ for base in kind.__mro__ if base.__name__ in names), None)

@@ -3,15 +3,17 @@
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from taf_fast.models.modules import classes_of
+from taf_fast.models.modules import base_of, classes_of
+
+_WRAPPERS = ("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel", "FSDPModule")
 
 
 def refuse_wrapped(model: nn.Module) -> None:
     """The step calls a model twice before one backward, the second time only where clips are attacked."""
-    if not any(map(_wrapper, set(classes_of(model)))):
+    if not any(base_of(kind, *_WRAPPERS) for kind in set(classes_of(model))):
         return
     for name, module in model.named_modules():
-        kind = _wrapper(type(module))
+        kind = base_of(type(module), *_WRAPPERS)
         if kind == "FSDPModule":
             part = f"part {name!r} of the model" if name else "the model"
             raise ValueError(
@@ -27,7 +29,7 @@ def refuse_wrapped(model: nn.Module) -> None:
 
 def is_sharded(module: nn.Module) -> bool:
     """Whether the module is one that ``fully_shard`` was called with."""
-    return _wrapper(type(module)) == "FSDPModule"
+    return base_of(type(module), "FSDPModule") is not None
 
 
 def refuse_static_graph() -> None:
@@ -39,10 +41,3 @@ def refuse_static_graph() -> None:
             "DistributedDataParallel(static_graph=True) counts the gradients of one backward: "
             "call the step without backward=..., or wrap it without static_graph"
         )
-
-
-def _wrapper(kind: type) -> str | None:
-    """The wrapper that a class of modules is or derives from, by name: a package that nothing has imported
-    needs no import here."""
-    wrappers = {"DistributedDataParallel", "DataParallel", "FullyShardedDataParallel", "FSDPModule"}
-    return next((base.__name__ for base in kind.__mro__ if base.__name__ in wrappers), None)

@@ -101,18 +101,20 @@ def joined() -> Iterator[None]:
 
 
 def _require_new_store() -> None:
-    """Raise RunError where ranks that torchrun starts again would wait for those whose addresses are still in
-    its store. A machine that joins would wait too, even for a single rank."""
+    """Raise RunError where the ranks of several machines, started again by torchrun, would wait for those
+    whose addresses are still in its store. On one machine restarted ranks have a part of the store of their
+    own."""
     shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0))
-    if not (shared and restarts):
+    machines = int(os.environ.get("GROUP_WORLD_SIZE", 1))
+    if not (shared and restarts and machines > 1):
         return
     if os.environ["RANK"] != "0":
         sys.exit(2)
     raise RunError(
-        f"--max-restarts {restarts} of torchrun works only with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its "
-        "environment, and with --standalone or --rdzv-backend c10d: it lets new processes meet where the old "
-        "ones did, and they wait for those"
+        f"--max-restarts {restarts} of torchrun works on several machines only with "
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its environment and with --rdzv-backend c10d: it lets new "
+        "processes meet where the old ones did, and they wait for those"
     )
 
 

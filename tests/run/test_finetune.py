@@ -1,5 +1,6 @@
 """Whole runs through the command line: they finish, survive being killed, and say what is wrong."""
 
+import contextlib
 import errno
 import io
 import json
@@ -329,25 +330,33 @@ def test_a_moved_data_set_is_known_again(dataset, finished, tmp_path, error, out
     assert RunFolder(out).read_config().data == moved
 
 
+@contextlib.contextmanager
+def spoiled(last, value):
+    """Set the first weights to ``value`` after step ``last``. -> the steps that were taken, one by one."""
+    steps = []
+
+    def spoil(optimizer, *_):
+        steps.append(len(steps) + 1)
+        if steps[-1] == last:
+            optimizer.param_groups[0]["params"][0].data[0] = value
+
+    hook = register_optimizer_step_post_hook(spoil)
+    try:
+        yield steps
+    finally:
+        hook.remove()
+
+
 @pytest.mark.slow
 def test_a_model_that_is_not_finite_is_not_saved(dataset, tmp_path):
     """Though the loss of the step was finite."""
-    out, steps = tmp_path / "run", []
-
-    def spoil(optimizer, *_):
-        steps.append(1)
-        if len(steps) == 4:
-            optimizer.param_groups[0]["params"][0].data[0] = math.inf
-
+    out = tmp_path / "run"
     config = FinetuneConfig(
         data=dataset, out=out, model="tsm_resnet18", size=32, batch_size=4, epochs=1, checkpoint_every=2
     )
-    hook = register_optimizer_step_post_hook(spoil)
-    try:
-        with pytest.raises(RunError, match="step 4 left a NaN or an infinity in backbone.conv1.weight"):
-            finetune(config)
-    finally:
-        hook.remove()
+    message = "step 4 left a NaN or an infinity in backbone.conv1.weight"
+    with spoiled(4, math.inf), pytest.raises(RunError, match=message):
+        finetune(config)
     state = load_file(out / "state.safetensors")
     assert state["model.backbone.conv1.weight"].isfinite().all()
     assert not (out / "model.safetensors").exists()
@@ -362,23 +371,14 @@ def test_a_step_that_diverged_is_looked_at_before_anything_is_saved(
     dataset, tmp_path, checkpoint_every, saved
 ):
     """Else after the next step: the host does not wait for a step that a GPU still works on."""
-    out, steps = tmp_path / "run", []
-
-    def spoil(optimizer, *_):
-        steps.append(1)
-        if len(steps) == 3:
-            optimizer.param_groups[0]["params"][0].data[0] = math.nan
-
+    out = tmp_path / "run"
     config = FinetuneConfig(
         data=dataset, out=out, model="tsm_resnet18", size=32, batch_size=4, checkpoint_every=checkpoint_every
     )
-    hook = register_optimizer_step_post_hook(spoil)
-    try:
-        with pytest.raises(RunError, match="step 4: loss nan, gradient norm nan, expected finite"):
-            finetune(config)
-    finally:
-        hook.remove()
-    assert len(steps) == (4 if saved else 5)
+    message = "step 4: loss nan, gradient norm nan, expected finite"
+    with spoiled(3, math.nan) as steps, pytest.raises(RunError, match=message):
+        finetune(config)
+    assert steps == ([1, 2, 3, 4] if saved else [1, 2, 3, 4, 5])
     assert [line["step"] for line in measured(out)] == [1, 2, 3]
     assert (out / "state.safetensors").exists() == saved
     if saved:
