@@ -73,8 +73,6 @@ def joined() -> Iterator[None]:
     # beyond destroy_process_group: a process that exits while they run may abort. torch._dynamo imports it.
     importlib.import_module("torch.distributed.nn")
     store, own_rank, ranks = next(dist.rendezvous("env://"))
-    if _in_store_of_torchrun():  # where ranks before a restart have left their addresses
-        store = dist.PrefixStore(os.environ["TORCHELASTIC_RESTART_COUNT"], store)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, timeout=TIMEOUT, store=store, rank=own_rank, world_size=ranks)
     with contextlib.ExitStack() as stack:
@@ -102,25 +100,19 @@ def joined() -> Iterator[None]:
             raise common from None
 
 
-def _in_store_of_torchrun() -> bool:
-    """Whether torchrun keeps the store in which ranks meet, and perhaps gives it to those after a restart."""
-    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-
-
 def _require_new_store() -> None:
     """Raise RunError where ranks that torchrun starts again would wait for those whose addresses are still in
-    its store. On one machine they know by their number of restarts which are their own; on several machines
-    these numbers differ."""
+    its store. A machine that joins would wait too, even for a single rank."""
+    shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0))
-    machines = int(os.environ.get("GROUP_WORLD_SIZE", 1))
-    if not (_in_store_of_torchrun() and restarts and machines > 1):
+    if not (shared and restarts):
         return
     if os.environ["RANK"] != "0":
         sys.exit(2)
     raise RunError(
-        f"--max-restarts {restarts} of torchrun works on several machines only with "
-        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its environment and with --rdzv-backend c10d: it lets new "
-        "processes meet where the old ones did, and they wait for those"
+        f"--max-restarts {restarts} of torchrun works only with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its "
+        "environment, and with --standalone or --rdzv-backend c10d: it lets new processes meet where the old "
+        "ones did, and they wait for those"
     )
 
 

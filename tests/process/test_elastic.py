@@ -148,22 +148,6 @@ def test_goes_on_by_itself_with_a_machine_that_joins_and_later_leaves(dataset, m
     require_every_clip_once_an_epoch(dataset, record, epochs=2)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("backend", ["c10d", "static"])
-def test_one_machine_starts_its_processes_again(dataset, launch, tmp_path, backend):
-    out = tmp_path / "run"
-    rendezvous = ["--standalone"] if backend == "c10d" else [f"--master-port={free_port()}"]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", *rendezvous, "--nproc-per-node=2"]
-    command = ["--max-restarts=1", "-m", "taf_fast", *finetune_arguments(dataset, out, **RUN), "--resume"]
-    machine = launch([*torchrun, *command])
-    wait_for_steps(out, machine, 3)
-    os.kill(children(machine)[1], signal.SIGKILL)
-    _, errors = machine.communicate(timeout=SECONDS)
-    assert machine.returncode == 0, errors
-    assert "exitcode: -9" in errors
-    assert [line["step"] for line in steps_of(out)] == list(range(1, 13))
-
-
 @pytest.mark.parametrize("before, after", list(product((1, 2, 3, 6), repeat=2)))
 def test_the_clips_of_a_step_are_the_same_for_any_number_of_ranks(dataset, before, after):
     manifest = scan(read_ssv2(dataset, "train"))
