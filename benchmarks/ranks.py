@@ -25,6 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from taf_fast import models
 from taf_fast.models.memory_format import channels_last
 from taf_fast.process import ranks
+from taf_fast.run.optimizer_step import running_statistics
 from taf_fast.run.reduction import ReducedStep
 from taf_fast.step import PlainStep
 
@@ -52,9 +53,7 @@ def by_torch(model: nn.Module, clips: Tensor, labels: Tensor) -> Callable[[], No
 def by_finetune(model: nn.Module, clips: Tensor, labels: Tensor) -> Callable[[], None]:
     """The plain step of a run, with its exchange of scalars and batch statistics."""
     optimizer = optimizer_of(model)
-    ends = ("running_mean", "running_var")
-    statistics = [buffer for name, buffer in model.named_buffers() if name.endswith(ends)]
-    reduced = ReducedStep(PlainStep(model, compile=False), statistics, "float32")
+    reduced = ReducedStep(PlainStep(model, compile=False), running_statistics(model), "float32")
 
     def run() -> None:
         ranks.total([0.0] * 8)

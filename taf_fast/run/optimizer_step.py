@@ -42,7 +42,7 @@ class OptimizerStep:
         self._copying = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
         self.step = _step(config, model)
         alone = ranks.count() == 1
-        self._reduced = None if alone else ReducedStep(self.step, _statistics(model), config.exchange)
+        self._reduced = None if alone else ReducedStep(self.step, running_statistics(model), config.exchange)
 
     def take(self, batch: Batch, number: int) -> Taken:
         """Train on a batch, for step ``number`` of the run. The host does not wait for the results: a GPU
@@ -120,7 +120,7 @@ def _step(config: FinetuneConfig, model: nn.Module) -> PlainStep | TAFStep:
     return TAFStep(model, attack, config.alpha, config.composition, config.compile)
 
 
-def _statistics(model: nn.Module) -> list[Tensor]:
+def running_statistics(model: nn.Module) -> list[Tensor]:
     """The running statistics of all batch norms."""
     ends = ("running_mean", "running_var")
     return [buffer for name, buffer in model.named_buffers() if name.endswith(ends)]
